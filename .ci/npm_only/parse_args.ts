@@ -1,0 +1,45 @@
+// Stands in for jsr:@std/cli/parse-args where only npm can be reached: what the
+// two scripts use of it, on minimist, from which the original descends.
+
+import minimist from "minimist";
+
+interface Options<Valued extends string, Switch extends string> {
+  string: readonly Valued[];
+  boolean: readonly Switch[];
+  alias: Record<string, string>;
+  default: Record<Valued, string>;
+  "--": true;
+  unknown: (arg: string) => false;
+}
+
+type Flags<Valued extends string, Switch extends string> =
+  & Record<Valued, string>
+  & Record<Switch, boolean>
+  & { "--": string[] };
+
+/** As the original does, but for these options alone. */
+export function parseArgs<Valued extends string, Switch extends string>(
+  args: string[],
+  options: Options<Valued, Switch>,
+): Flags<Valued, Switch> {
+  const end = args.includes("--") ? args.indexOf("--") : args.length;
+  const flags = minimist(
+    args.map((arg, i) => {
+      if (i >= end) return arg;
+      // minimist turns --no-x into x=false by itself. Here it is unknown.
+      if (arg.startsWith("--no-")) return arg.replace("--no-", "--\0no-");
+      // minimist takes "", "-" and "---x" for a value. Here they are none.
+      const valued = options.string.some((name) =>
+        arg === `--${name}` || arg === `--${options.alias[name]}`
+      );
+      return valued && /^(-|$)/.test(args[i + 1] ?? "-") ? `${arg}=` : arg;
+    }),
+    {
+      ...options,
+      unknown: (arg: string) => options.unknown(arg.replace("\0", "")),
+    },
+  );
+  // minimist keeps every value of a repeated flag. Here the last one counts.
+  for (const name of options.string) flags[name] = [flags[name]].flat().at(-1);
+  return flags;
+}
