@@ -202,9 +202,11 @@ export function serve(options: ServeOptions = {}): Server {
       using _ = connection;
       try {
         await greet(connection);
-      } catch {
-        // A client may reply and be gone before it is greeted. What it sent
-        // can still be read; where there is nothing, the read says why.
+      } catch (error) {
+        // A reset shows once, in the first call that meets it.
+        if (error instanceof Deno.errors.ConnectionReset) throw error;
+        // Otherwise the client may have replied and gone before it was
+        // greeted, and its reply is still there to be read.
       }
       reply = await receive(connection, maxReplyBytes);
       outcome = reply === "" ? "left" : "replied";
