@@ -314,7 +314,7 @@ async function tell<T>(
   try {
     await callback?.(news);
   } catch (error) {
-    print(error, console.error);
+    report(error);
   }
 }
 
@@ -546,17 +546,30 @@ function printable(text: string): string {
   );
 }
 
-/** A line that can't be written is lost, and nothing else is. */
-function print(line: unknown, write = console.log): void {
+let torn = false;
+
+/** Prints a line. A full disk or a closed pipe costs this line, not the server. */
+function print(line: string): void {
   try {
-    write(line);
+    // Of a line that failed, a part may stand there: begin on a fresh one.
+    console.log(torn ? `\n${line}` : line);
+    torn = false;
   } catch {
-    // The disk may be full, or the reader of a pipe gone.
+    torn = true;
+  }
+}
+
+/** Writes to stderr, or nowhere where that fails. */
+function report(trouble: unknown): void {
+  try {
+    console.error(trouble);
+  } catch {
+    // There is no other place to say it.
   }
 }
 
 function fail(message: string): void {
-  print(printable(`error: ${message}`), console.error);
+  report(printable(`error: ${message}`));
 }
 
 if (import.meta.main) Deno.exit(await main(Deno.args));

@@ -1354,27 +1354,40 @@ test("out of descriptors, the server says so once on stderr", async () => {
 
 test("a line that can't be written is lost, and nothing else is", async () => {
   const peer = new MemoryConnection({ reads: ["hello", null] });
-  using _listen = replace(
-    Deno,
-    "listen",
-    (() => new MemoryListener([peer])) as never,
-  );
-  const printed: string[] = [];
-  const full = (line: string) => {
+  const give = () => new MemoryListener([peer]);
+  using _listen = replace(Deno, "listen", give as never);
+  let log = "";
+  using _log = replace(console, "log", (line: string) => {
+    // The disk is full in the middle of this line.
+    log += line.includes("connected") ? line.slice(0, 5) : `${line}\n`;
     if (line.includes("connected")) throw new Error("no space left");
-    printed.push(line);
-  };
-  using _log = replace(console, "log", full);
-  using _error = replace(console, "error", () => {
-    throw new Error("no space left");
   });
   assertEquals(await server(["--once"]), 0);
-  assertEquals(printed, [
+  assertEquals(log.split("\n"), [
     "Listening on [::1]:8",
+    "[::1]",
     "[::1]:7 replied: hello",
     "Served 1 client",
+    "",
   ]);
+});
+
+test("an error that can't be written changes no exit code", async () => {
+  using _ = replace(console, "error", () => {
+    throw new Error("no space left");
+  });
   assertEquals(await server(["--bogus"]), 2);
+  assertEquals(await client(["--bogus"]), 2);
+});
+
+test("where nothing can be printed, the client still does the exchange", async () => {
+  const peer = new MemoryConnection({ reads: ["hello", null] });
+  using _connect = connectTo(peer);
+  using _log = replace(console, "log", () => {
+    throw new Error("no space left");
+  });
+  assertEquals(await client([]), 0);
+  assertEquals(new Uint8Array(peer.sent), encode(REPLY));
 });
 
 // Command lines
