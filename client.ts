@@ -1,7 +1,7 @@
 #!/usr/bin/env -S deno run --allow-net
 /**
- * A TCP client: it connects to a server, reads its greeting to the end, sends
- * a reply, and closes.
+ * A TCP client: it connects to a server, reads the server's greeting to its end,
+ * sends a reply, and closes.
  *
  * As a command:
  *
@@ -35,29 +35,29 @@ const FIRST_READ = 512;
 // Milliseconds from a refused connection to the next try.
 const RETRY_PAUSE = 50;
 
-/** What {@linkcode exchange} can be told. */
+/** Options of {@linkcode exchange}. */
 export interface ExchangeOptions {
-  /** The server's address or name. Default: `"127.0.0.1"`. */
+  /** The server's address, or a name of it. Default: `"127.0.0.1"`. */
   hostname?: string;
   /** The server's port, from 1. Default: 8888. */
   port?: number;
   /** What the server is sent, in UTF-8. Default: `"你好服務器"`. */
   reply?: string;
   /**
-   * Milliseconds for the whole exchange, connecting included, at most
+   * Milliseconds for the whole exchange, connecting included, above 0 and at most
    * 2147483647. Default: 10000.
    */
   timeout?: number;
   /**
-   * Milliseconds to keep trying while the connection is refused, before the
-   * time of `timeout` begins. Default: 0, one try.
+   * Milliseconds to keep trying while the connection is refused, at most
+   * 2147483647. They do not count for `timeout`. Default: 0, a single try.
    */
   wait?: number;
-  /** The longest greeting that is taken, in bytes. Default: 65536. */
+  /** The longest greeting that is taken, in bytes, from 1. Default: 65536. */
   maxGreetingBytes?: number;
   /** Aborting it ends the exchange, which rejects with the signal's reason. */
   signal?: AbortSignal;
-  /** Called with the server's address when the connection stands. */
+  /** Called with the server's address once the connection stands. */
   onConnect?: (server: Deno.NetAddr) => void;
   /** Called with the greeting before the reply is sent. */
   onGreeting?: (greeting: string) => void;
@@ -96,6 +96,7 @@ export async function exchange(options: ExchangeOptions = {}): Promise<string> {
   checkCount("maxGreetingBytes", maxGreetingBytes);
 
   const deadline = new AbortController();
+  const timeIsUp = () => deadline.abort(new Deno.errors.TimedOut("too late"));
   const stop = AbortSignal.any(
     signal ? [deadline.signal, signal] : [deadline.signal],
   );
@@ -104,41 +105,35 @@ export async function exchange(options: ExchangeOptions = {}): Promise<string> {
 
   async function connect(): Promise<Deno.TcpConn> {
     for (;;) {
-      timer = setTimeout(() => {
-        deadline.abort(new Deno.errors.TimedOut("the time was up"));
-      }, timeout);
+      timer = setTimeout(timeIsUp, timeout);
       try {
         return await Deno.connect({ hostname, port, signal: stop });
       } catch (error) {
-        // Refused: nothing listens there yet, which only time can change.
+        // Refused: nothing listens there, or not yet. Only this can be waited
+        // for, and nothing tells when it is over but another try.
         const refused = error instanceof Deno.errors.ConnectionRefused;
         if (!refused || performance.now() >= waitEnds) throw error;
       }
       clearTimeout(timer);
-      await new Promise<void>((resolve) => {
-        timer = setTimeout(resolve, RETRY_PAUSE);
-        // The next try rejects with the reason.
-        stop.onabort = () => resolve();
-      });
-      clearTimeout(timer);
+      await new Promise((resolve) => setTimeout(resolve, RETRY_PAUSE));
     }
   }
 
   try {
-    using connection = await connect();
-    // Closing makes a pending read or write reject.
+    using connection = await connect(); // closed at the end, on every path
+    // Closing makes the pending read or write reject: without it, a server that
+    // falls silent would hold this client for good.
     stop.onabort = () => connection[Symbol.dispose]();
     stop.throwIfAborted();
     onConnect?.(connection.remoteAddr);
     const greeting = await receive(connection, maxGreetingBytes);
-    if (greeting === "") {
-      throw new Deno.errors.UnexpectedEof("closed without a greeting");
-    }
+    if (greeting === "") throw new Deno.errors.UnexpectedEof("no greeting");
     onGreeting?.(greeting);
     await send(connection, reply);
     return greeting;
   } catch (error) {
-    // Where the time was up, that is the news, not the read that it ended.
+    // What ended the exchange is the deadline or the signal, if it was either,
+    // and not the error of the call that was under way.
     stop.throwIfAborted();
     throw error;
   } finally {
@@ -162,8 +157,7 @@ async function receive(
     length += count;
     if (length > limit) throw new Deno.errors.InvalidData("too long");
     if (length === buffer.length) {
-      const size = Math.min(2 * length, limit + 1);
-      buffer = new Uint8Array(buffer.buffer.transfer(size));
+      buffer = new Uint8Array(buffer.buffer.transfer(2 * length));
     }
   }
 }
@@ -188,9 +182,9 @@ function checkPort(name: string, port: number, given: unknown = port): void {
   }
 }
 
-function checkCount(name: string, count: number, given: unknown = count): void {
+function checkCount(name: string, count: number): void {
   if (!Number.isSafeInteger(count) || count < 1) {
-    throw new RangeError(`${name} must be a whole number from 1, not ${given}`);
+    throw new RangeError(`${name} must be a whole number from 1, not ${count}`);
   }
 }
 
@@ -268,8 +262,8 @@ export async function main(args: string[]): Promise<number> {
 }
 
 /**
- * Reads the flags; undefined if help is wanted. Throws a RangeError or TypeError
- * that says what is wrong.
+ * Reads the flags. Returns undefined if help is wanted, and throws a RangeError or
+ * a TypeError that says what is wrong.
  */
 function parse(args: string[]) {
   const valued = ["host", "port", "reply", "timeout", "wait"] as const;

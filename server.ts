@@ -1,7 +1,7 @@
 #!/usr/bin/env -S deno run --allow-net
 /**
- * A TCP server: it waits for clients, sends each one a greeting, closes its own half of the
- * connection, reads the client's reply to its end, and closes.
+ * A TCP server: it waits for clients, sends each one a greeting, closes its own
+ * half of the connection, reads the client's reply to its end, and closes.
  *
  * As a command:
  *
@@ -33,31 +33,32 @@ const TIMEOUT = 10_000;
 const MAX_CLIENTS = 1024;
 const MAX_REPLY_BYTES = 64 * 1024;
 
-// How many clients the kernel keeps until they are accepted. Deno's default of 511 overflows in a
-// burst, and each overflow costs a client a second.
+// Clients that the kernel keeps until they are accepted. Deno's default of 511
+// overflows in a burst, and each overflow costs a client a second.
 const BACKLOG = 4096;
 
-// How many accepted clients may be waiting for the first bytes of their greeting. Deno accepts
-// before it writes: without this limit, some of thousands would wait for seconds.
+// Accepted clients that may be waiting for the first bytes of their greeting.
+// Deno accepts before it writes: without this limit, some of thousands of
+// clients would wait for seconds.
 const MAX_UNGREETED = 32;
 
-// Bytes that a reply is read into at first. Few, as each silent client holds
-// them; a longer reply gets more.
+// Bytes that a reply is first read into. Few, as each silent client holds them.
 const FIRST_READ = 512;
 
-// Milliseconds before accepting is tried again after an error, and without an error before the next
-// one is told.
+// Milliseconds until accepting is tried again after an error, and without an
+// error until the next one is told.
 const ACCEPT_PAUSE = 100;
 const ACCEPT_SPELL = 60_000;
 
 /**
  * How an exchange with a client ended:
  *
- * - `"replied"`: the whole reply was read;
+ * - `"replied"`: the reply was read to its end;
  * - `"left"`: the client ended without a byte of a reply;
- * - `"timed-out"`: the time was up, or the server was aborted, before the end of the reply;
- * - `"reset"`: the connection broke before the end of the reply;
- * - `"too-long"`: the reply was longer than `maxReplyBytes`, and none of it was kept.
+ * - `"timed-out"`: the reply had not ended when the time was up or the server
+ *   was aborted;
+ * - `"reset"`: the connection broke before the reply had ended;
+ * - `"too-long"`: the reply was longer than `maxReplyBytes`. None of it is kept.
  */
 export type Outcome = "replied" | "left" | "timed-out" | "reset" | "too-long";
 
@@ -67,49 +68,71 @@ export interface Exchange {
   client: Deno.NetAddr;
   /** How it ended. */
   outcome: Outcome;
-  /** The reply as it came, bytes that are not UTF-8 as U+FFFD; empty unless `"replied"`. */
+  /**
+   * The reply as it came, with U+FFFD for bytes that are not UTF-8. Empty unless
+   * the outcome is `"replied"`.
+   */
   reply: string;
 }
 
 /**
- * What {@linkcode serve} can be told. An error in a callback, thrown or rejected with, is written to
- * stderr, and the server goes on.
+ * Options of {@linkcode serve}. An error in a callback, thrown or rejected with,
+ * goes to stderr, and the server goes on.
  */
 export interface ServeOptions {
-  /** The address to listen on, or a name for it. Default: `"127.0.0.1"`, this machine only. */
+  /**
+   * The address to listen on, or a name of it. Default: `"127.0.0.1"`, which only
+   * this machine can reach.
+   */
   hostname?: string;
   /** The port to listen on; 0 picks a free one. Default: 8888. */
   port?: number;
   /** What each client is sent, in UTF-8. Default: `"你好,客戶端,我是服務器"`. */
   greeting?: string;
-  /** Milliseconds from a client's arrival to the end of its reply, at most 2147483647. Default: 10000. */
+  /**
+   * Milliseconds from a client's arrival to the end of its reply, above 0 and at
+   * most 2147483647. Default: 10000.
+   */
   timeout?: number;
-  /** Clients served at once; further ones wait in the kernel's queue. Default: 1024. */
+  /**
+   * Clients served at once, from 1. Further ones wait in the kernel's queue.
+   * Default: 1024.
+   */
   maxClients?: number;
-  /** The longest reply that is taken, in bytes. Default: 65536. */
+  /** The longest reply that is taken, in bytes, from 1. Default: 65536. */
   maxReplyBytes?: number;
-  /** Aborting it ends the server at once; exchanges under way end as `"timed-out"`. */
+  /**
+   * Aborting it ends the server at once. Exchanges under way end as
+   * `"timed-out"`.
+   */
   signal?: AbortSignal;
-  /** Called with the server's address before `serve` returns. */
+  /** Called once, before `serve` returns, with the server's address. */
   onListen?: (addr: Deno.NetAddr) => void | Promise<void>;
-  /** Called with the address of each client that connected. */
+  /** Called with the address of each client that is accepted. */
   onConnect?: (client: Deno.NetAddr) => void | Promise<void>;
-  /** Called once for each client that connected, when its connection is closed. */
+  /** Called once for each accepted client, after its connection is closed. */
   onOutcome?: (exchange: Exchange) => void | Promise<void>;
   /**
-   * Called when no client can be accepted, for want of file descriptors mostly. The server keeps
-   * trying. Not called again until a minute has passed without such an error.
+   * Called when no client can be accepted, mostly for want of file descriptors.
+   * The server keeps trying. Not called again until a minute has passed without
+   * such an error.
    */
   onAcceptError?: (error: Error) => void | Promise<void>;
 }
 
-/** A running server, as {@linkcode serve} returns it. `await using` shuts it down. */
+/** A running server. `await using` shuts it down at the end of the block. */
 export interface Server extends AsyncDisposable {
   /** The address that the server listens on. */
   readonly addr: Deno.NetAddr;
-  /** Resolves when the server has ended and all its connections are closed. Never rejects. */
+  /**
+   * Resolves when the server has ended and all its connections are closed. Never
+   * rejects.
+   */
   readonly finished: Promise<void>;
-  /** Takes no new clients, lets the exchanges under way finish, and resolves as `finished` does. */
+  /**
+   * Takes no new clients and lets the exchanges under way finish. Resolves when
+   * `finished` does.
+   */
   shutdown(): Promise<void>;
 }
 
@@ -120,8 +143,8 @@ export interface Server extends AsyncDisposable {
  * @returns The running server.
  * @throws {RangeError} If a number is out of its range.
  * @throws {TypeError} If a text is empty, or no text.
- * @throws {Error} What `Deno.listen` throws, such as `Deno.errors.AddrInUse`; the reason of a
- * `signal` that is aborted already.
+ * @throws {Error} What `Deno.listen` throws, such as `Deno.errors.AddrInUse`, and
+ * the reason of a `signal` that is aborted already.
  */
 export function serve(options: ServeOptions = {}): Server {
   const {
@@ -145,21 +168,25 @@ export function serve(options: ServeOptions = {}): Server {
   checkCount("maxReplyBytes", maxReplyBytes);
   signal?.throwIfAborted();
 
-  const greetingBytes = new TextEncoder().encode(greeting);
-  // The clients being served, in the order of their arrival, each with its deadline.
+  // The clients being served, in the order of their arrival, each with the time
+  // at which it must have ended.
   const deadlines = new Map<Deno.TcpConn, number>();
   let deadlineTimer: ReturnType<typeof setTimeout> | undefined;
   let ungreeted = 0;
   let stopping = false;
+
+  // Ends the wait for a change: a client was greeted, or has left.
   let wake = () => {};
   const change = () => new Promise<void>((resolve) => wake = resolve);
 
+  const greetingBytes = new TextEncoder().encode(greeting);
   const listener = Deno.listen({ hostname, port, tcpBacklog: BACKLOG });
+  tell(onListen, listener.addr);
 
   async function acceptClients(): Promise<void> {
     let lastError = -Infinity;
     while (!stopping) {
-      // Further clients wait in the kernel's queue. They are not refused.
+      // Further clients wait in the kernel's queue; they are not refused.
       if (deadlines.size >= maxClients || ungreeted >= MAX_UNGREETED) {
         await change();
         continue;
@@ -167,19 +194,19 @@ export function serve(options: ServeOptions = {}): Server {
       try {
         const connection = await listener.accept();
         if (stopping) return connection.close();
-        // Not awaited, as the next client is not to wait for this one. It never rejects.
+        // Not awaited, or one client would hold up the next. Never rejects.
         exchange(connection);
       } catch (error) {
-        // Closing the listener ends a pending accept with an error.
+        // Closing the listener makes a pending accept reject.
         if (stopping) return;
-        // This client reset before it was accepted. That says nothing about the next one.
+        // A client reset before it was accepted. The next one is not to wait
+        // for that, and the program not to end.
         if (
           error instanceof Deno.errors.NotConnected ||
           error instanceof Deno.errors.ConnectionReset ||
           error instanceof Deno.errors.ConnectionAborted
         ) continue;
-        // Out of file descriptors, most likely. Trying at once would spin: wait a little, or until a
-        // client leaves and gives its descriptor back.
+        // Out of file descriptors, most likely. To try at once would spin.
         const now = performance.now();
         if (now - lastError > ACCEPT_SPELL) tell(onAcceptError, error as Error);
         lastError = now;
@@ -190,7 +217,7 @@ export function serve(options: ServeOptions = {}): Server {
     }
   }
 
-  /** The exchange with one client, from its arrival to the end. Never rejects. */
+  /** The exchange with one client, from its arrival to the close. */
   async function exchange(connection: Deno.TcpConn): Promise<void> {
     const client = connection.remoteAddr;
     deadlines.set(connection, performance.now() + timeout);
@@ -199,15 +226,8 @@ export function serve(options: ServeOptions = {}): Server {
     let outcome: Outcome;
     let reply = "";
     try {
-      using _ = connection;
-      try {
-        await greet(connection);
-      } catch (error) {
-        // A reset shows once, in the first call that meets it.
-        if (error instanceof Deno.errors.ConnectionReset) throw error;
-        // Otherwise the client may have replied and gone before it was
-        // greeted, and its reply is still there to be read.
-      }
+      using _ = connection; // closes it at the end of the block, on every path
+      await greet(connection);
       reply = await receive(connection, maxReplyBytes);
       outcome = reply === "" ? "left" : "replied";
     } catch (error) {
@@ -220,21 +240,28 @@ export function serve(options: ServeOptions = {}): Server {
     wake();
   }
 
+  const greeted = () => {
+    ungreeted--;
+    wake();
+  };
+
+  /** Sends the greeting and closes the writing half. */
   async function greet(connection: Deno.TcpConn): Promise<void> {
-    let sent = 0;
-    ungreeted++;
     try {
-      sent = await connection.write(greetingBytes);
-    } finally {
-      ungreeted--;
-      wake();
+      ungreeted++;
+      let sent = await connection.write(greetingBytes).finally(greeted);
+      // A write may take only a part of what it is given.
+      while (sent < greetingBytes.length) {
+        sent += await connection.write(greetingBytes.subarray(sent));
+      }
+      // The half-close (FIN): this was all, and the reply can still come.
+      await connection.closeWrite();
+    } catch (error) {
+      // A reset is told once, to the first call that meets it.
+      if (error instanceof Deno.errors.ConnectionReset) throw error;
+      // Any other client may have replied and gone before it was greeted. Its
+      // reply is still there to be read.
     }
-    // A write may take only a part of what it is given.
-    while (sent < greetingBytes.length) {
-      sent += await connection.write(greetingBytes.subarray(sent));
-    }
-    // The half-close: the client learns that this was all, and can still send.
-    await connection.closeWrite();
   }
 
   // One timer serves all: with the same time for each, the first that came is
@@ -247,7 +274,7 @@ export function serve(options: ServeOptions = {}): Server {
         deadlineTimer = setTimeout(closeOverdue, left);
         return;
       }
-      // The read or write that is pending rejects, and the exchange ends.
+      // Makes the pending read or write reject, which ends the exchange.
       connection[Symbol.dispose]();
     }
     deadlineTimer = undefined;
@@ -269,11 +296,9 @@ export function serve(options: ServeOptions = {}): Server {
   function shutdown(): Promise<void> {
     stopping = true;
     listener[Symbol.dispose]();
-    wake();
     return finished;
   }
 
-  tell(onListen, listener.addr);
   signal?.addEventListener("abort", abort);
   const finished = run();
   return {
@@ -300,13 +325,12 @@ async function receive(
     length += count;
     if (length > limit) throw new Deno.errors.InvalidData("too long");
     if (length === buffer.length) {
-      const size = Math.min(2 * length, limit + 1);
-      buffer = new Uint8Array(buffer.buffer.transfer(size));
+      buffer = new Uint8Array(buffer.buffer.transfer(2 * length));
     }
   }
 }
 
-/** Never rejects: what a callback throws is shown, and stops nothing. */
+/** Calls back. Never rejects: what a callback throws is shown, no more. */
 async function tell<T>(
   callback: ((news: T) => void | Promise<void>) | undefined,
   news: T,
@@ -451,8 +475,8 @@ export async function main(args: string[]): Promise<number> {
 }
 
 /**
- * Reads the flags; undefined if help is wanted. Throws a RangeError or TypeError
- * that says what is wrong.
+ * Reads the flags. Returns undefined if help is wanted, and throws a RangeError or
+ * a TypeError that says what is wrong.
  */
 function parse(args: string[]) {
   const valued = [
@@ -548,7 +572,7 @@ function printable(text: string): string {
 
 let torn = false;
 
-/** Prints a line. A full disk or a closed pipe costs this line, not the server. */
+/** Prints a line. A full disk or a closed pipe costs this line and no more. */
 function print(line: string): void {
   try {
     // Of a line that failed, a part may stand there: begin on a fresh one.
