@@ -43,7 +43,7 @@ const BACKLOG = 4096;
 const MAX_UNGREETED = 32;
 
 // Bytes that a reply is first read into. Few, as each silent client holds them.
-const FIRST_READ = 512;
+const FIRST_READ = 128;
 
 // Milliseconds until accepting is tried again after an error, and without an
 // error until the next one is told.
