@@ -95,19 +95,21 @@ export async function exchange(options: ExchangeOptions = {}): Promise<string> {
   checkTime("wait", "from 0", wait, `${wait} ms`);
   checkCount("maxGreetingBytes", maxGreetingBytes);
 
-  const deadline = new AbortController();
-  const timeIsUp = () => deadline.abort(new Deno.errors.TimedOut("too late"));
-  const stop = AbortSignal.any(
-    signal ? [deadline.signal, signal] : [deadline.signal],
-  );
-  const waitEnds = performance.now() + wait;
+  signal?.throwIfAborted();
+
+  // The exchange has one end before its time, for the deadline and the signal.
+  const stop = new AbortController();
+  const timeIsUp = () => stop.abort(new Deno.errors.TimedOut("too late"));
+  const abort = () => stop.abort(signal?.reason);
+  signal?.addEventListener("abort", abort);
   let timer: ReturnType<typeof setTimeout> | undefined;
+  const waitEnds = performance.now() + wait;
 
   async function connect(): Promise<Deno.TcpConn> {
     for (;;) {
       timer = setTimeout(timeIsUp, timeout);
       try {
-        return await Deno.connect({ hostname, port, signal: stop });
+        return await Deno.connect({ hostname, port, signal: stop.signal });
       } catch (error) {
         // Refused: nothing listens there, or not yet. Only this can be waited
         // for, and nothing tells when it is over but another try.
@@ -123,8 +125,8 @@ export async function exchange(options: ExchangeOptions = {}): Promise<string> {
     using connection = await connect(); // closed at the end, on every path
     // Closing makes the pending read or write reject: without it, a server that
     // falls silent would hold this client for good.
-    stop.onabort = () => connection[Symbol.dispose]();
-    stop.throwIfAborted();
+    stop.signal.onabort = () => connection[Symbol.dispose]();
+    stop.signal.throwIfAborted();
     onConnect?.(connection.remoteAddr);
     const greeting = await receive(connection, maxGreetingBytes);
     if (greeting === "") throw new Deno.errors.UnexpectedEof("no greeting");
@@ -134,10 +136,11 @@ export async function exchange(options: ExchangeOptions = {}): Promise<string> {
   } catch (error) {
     // What ended the exchange is the deadline or the signal, if it was either,
     // and not the error of the call that was under way.
-    stop.throwIfAborted();
+    stop.signal.throwIfAborted();
     throw error;
   } finally {
     clearTimeout(timer);
+    signal?.removeEventListener("abort", abort);
   }
 }
 

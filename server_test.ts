@@ -848,13 +848,17 @@ socketTest("aborting ends the server and its exchanges at once", async () => {
   );
 });
 
-test("a server that has ended leaves nothing on its signal", async () => {
+/** A signal, and the listeners that are on it. */
+function watched() {
   const { signal } = new AbortController();
   const left = new Set<unknown>();
-  const add = (_: string, listener: unknown) => void left.add(listener);
-  const remove = (_: string, listener: unknown) => void left.delete(listener);
-  using _add = replace(signal, "addEventListener", add);
-  using _remove = replace(signal, "removeEventListener", remove);
+  signal.addEventListener = (_: string, fn: unknown) => void left.add(fn);
+  signal.removeEventListener = (_: string, fn: unknown) => void left.delete(fn);
+  return { signal, left };
+}
+
+test("a server that has ended leaves nothing on its signal", async () => {
+  const { signal, left } = watched();
   const server = startInMemory([], { signal });
   assertEquals(left.size, 1);
   await server.shutdown();
@@ -1160,10 +1164,22 @@ for (const [stage, at] of Object.entries(stages)) {
   });
 }
 
-test("an exchange aborted before does not even listen for an answer", async () => {
-  using _ = replace(Deno, "connect", hang as never);
+test("an exchange aborted before does not connect", async () => {
+  const fail = () => assert(false, "connected");
+  using _ = replace(Deno, "connect", fail as never);
   const signal = AbortSignal.abort(new Error("too late"));
   await assertRejects(() => exchange({ signal }), Error, "too late");
+});
+
+test("an exchange that has ended leaves nothing on its signal", async () => {
+  const { signal, left } = watched();
+  using _ = connectTo(new MemoryConnection({ reads: ["hello", null] }));
+  const result = exchange({ signal });
+  assertEquals(left.size, 1);
+  await result;
+  assertEquals(left.size, 0);
+  await assertRejects(() => exchange({ signal }), Error);
+  assertEquals(left.size, 0);
 });
 
 // The commands
