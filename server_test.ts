@@ -1089,6 +1089,22 @@ test("the time of an exchange does not run while the client waits", async () => 
   assertEquals(tries, 4);
 });
 
+test("after a refusal, the next try has a deadline as well", async () => {
+  let tries = 0;
+  using _ = replace(
+    Deno,
+    "connect",
+    ((options: Deno.ConnectOptions) => {
+      if (++tries > 1) return hang(options);
+      return Promise.reject(new Deno.errors.ConnectionRefused("refused"));
+    }) as never,
+  );
+  await assertRejects(
+    () => exchange({ wait: 60_000, timeout: 50 }),
+    Deno.errors.TimedOut,
+  );
+});
+
 test("when the wait is over, a refusal is an error", async () => {
   let tries = 0;
   using _ = replace(
