@@ -22,6 +22,7 @@
 
 import { parseArgs } from "@std/cli/parse-args";
 
+// The defaults, with times in milliseconds.
 const HOSTNAME = "127.0.0.1";
 const PORT = 8888;
 const REPLY = "你好服務器";
@@ -97,7 +98,7 @@ export async function exchange(options: ExchangeOptions = {}): Promise<string> {
 
   signal?.throwIfAborted();
 
-  // The exchange has one end before its time, for the deadline and the signal.
+  // What ends the exchange early: its deadline, or the caller's signal.
   const stop = new AbortController();
   const timeIsUp = () => stop.abort(new Deno.errors.TimedOut("too late"));
   const abort = () => stop.abort(signal?.reason);

@@ -26,6 +26,7 @@
 
 import { parseArgs } from "@std/cli/parse-args";
 
+// The defaults, with the time in milliseconds.
 const HOSTNAME = "127.0.0.1";
 const PORT = 8888;
 const GREETING = "你好,客戶端,我是服務器";
@@ -38,8 +39,8 @@ const MAX_REPLY_BYTES = 64 * 1024;
 const BACKLOG = 4096;
 
 // Accepted clients that may be waiting for the first bytes of their greeting.
-// Deno accepts before it writes: without this limit, some of thousands of
-// clients would wait for seconds.
+// Deno starves the first write on a fresh connection while it accepts others:
+// without this limit, some of thousands of clients would wait for a second.
 const MAX_UNGREETED = 32;
 
 // Bytes that a reply is first read into. Few, as each silent client holds them.
@@ -175,32 +176,32 @@ export function serve(options: ServeOptions = {}): Server {
   let ungreeted = 0;
   let stopping = false;
 
-  // Ends the wait for a change: a client was greeted, or has left.
+  // A wait for a change, and what ends it when a client was greeted or has left.
   let wake = () => {};
   const change = () => new Promise<void>((resolve) => wake = resolve);
 
   const greetingBytes = new TextEncoder().encode(greeting);
   const listener = Deno.listen({ hostname, port, tcpBacklog: BACKLOG });
-  tell(onListen, listener.addr);
 
   async function acceptClients(): Promise<void> {
     let lastError = -Infinity;
     while (!stopping) {
-      // Further clients wait in the kernel's queue; they are not refused.
+      // No room: further clients wait in the kernel's queue, and are not refused.
       if (deadlines.size >= maxClients || ungreeted >= MAX_UNGREETED) {
         await change();
         continue;
       }
       try {
         const connection = await listener.accept();
+        // The server was stopped while this client was being accepted.
         if (stopping) return connection.close();
         // Not awaited, or one client would hold up the next. Never rejects.
         exchange(connection);
       } catch (error) {
         // Closing the listener makes a pending accept reject.
         if (stopping) return;
-        // A client reset before it was accepted. The next one is not to wait
-        // for that, and the program not to end.
+        // This client reset before it was accepted. That must not end the
+        // program, nor keep the next client waiting.
         if (
           error instanceof Deno.errors.NotConnected ||
           error instanceof Deno.errors.ConnectionReset ||
@@ -217,7 +218,7 @@ export function serve(options: ServeOptions = {}): Server {
     }
   }
 
-  /** The exchange with one client, from its arrival to the close. */
+  /** The exchange with one client: greet, half-close, read, close. */
   async function exchange(connection: Deno.TcpConn): Promise<void> {
     const client = connection.remoteAddr;
     deadlines.set(connection, performance.now() + timeout);
@@ -226,7 +227,7 @@ export function serve(options: ServeOptions = {}): Server {
     let outcome: Outcome;
     let reply = "";
     try {
-      using _ = connection; // closes it at the end of the block, on every path
+      using _ = connection; // closed at the end of the block, on every path
       await greet(connection);
       reply = await receive(connection, maxReplyBytes);
       outcome = reply === "" ? "left" : "replied";
@@ -245,7 +246,7 @@ export function serve(options: ServeOptions = {}): Server {
     wake();
   };
 
-  /** Sends the greeting and closes the writing half. */
+  /** Sends the greeting, then closes the writing half. */
   async function greet(connection: Deno.TcpConn): Promise<void> {
     try {
       ungreeted++;
@@ -254,7 +255,8 @@ export function serve(options: ServeOptions = {}): Server {
       while (sent < greetingBytes.length) {
         sent += await connection.write(greetingBytes.subarray(sent));
       }
-      // The half-close (FIN): this was all, and the reply can still come.
+      // The half-close. A close would shut the reply out, and without either
+      // the client could not tell where the greeting ends.
       await connection.closeWrite();
     } catch (error) {
       // A reset is told once, to the first call that meets it.
@@ -264,8 +266,10 @@ export function serve(options: ServeOptions = {}): Server {
     }
   }
 
-  // One timer serves all: with the same time for each, the first that came is
-  // the first that is due.
+  /**
+   * Closes the connections whose time is up. One timer serves all: as all have
+   * the same time, the first that came is the first that is due.
+   */
   function closeOverdue(): void {
     clearTimeout(deadlineTimer);
     for (const [connection, deadline] of deadlines) {
@@ -274,7 +278,7 @@ export function serve(options: ServeOptions = {}): Server {
         deadlineTimer = setTimeout(closeOverdue, left);
         return;
       }
-      // Makes the pending read or write reject, which ends the exchange.
+      // This makes the pending read or write reject, which ends the exchange.
       connection[Symbol.dispose]();
     }
     deadlineTimer = undefined;
@@ -301,6 +305,7 @@ export function serve(options: ServeOptions = {}): Server {
 
   signal?.addEventListener("abort", abort);
   const finished = run();
+  tell(onListen, listener.addr);
   return {
     addr: listener.addr,
     finished,

@@ -897,6 +897,14 @@ test("a server that has ended leaves nothing on its signal", async () => {
   assertEquals(left.size, 0);
 });
 
+test("a server aborted as soon as it listens ends", async () => {
+  const controller = new AbortController();
+  const { signal } = controller;
+  const onListen = () => controller.abort();
+  const server = startInMemory([], { signal, onListen });
+  await server.finished;
+});
+
 test("a signal aborted before keeps the server from listening", () => {
   using _ = noSockets();
   const signal = AbortSignal.abort(new Error("too late"));
