@@ -11,7 +11,7 @@
  *
  * As a library:
  *
- * ```ts ignore
+ * ```ts
  * import { exchange } from "./client.ts";
  *
  * console.log(await exchange({ reply: "hello, server" }));
