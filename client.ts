@@ -1,7 +1,7 @@
 #!/usr/bin/env -S deno run --allow-net
 /**
- * A TCP client: it connects to a server, reads the server's greeting to its end,
- * sends a reply, and closes.
+ * A TCP client: it connects to a server, reads the server's greeting to its
+ * end, sends a reply, and closes.
  *
  * As a command:
  *
@@ -45,8 +45,8 @@ export interface ExchangeOptions {
   /** What the server is sent, in UTF-8. Default: `"你好服務器"`. */
   reply?: string;
   /**
-   * Milliseconds for the whole exchange, connecting included, above 0 and at most
-   * 2147483647. Default: 10000.
+   * Milliseconds for the whole exchange, connecting included, above 0 and at
+   * most 2147483647. Default: 10000.
    */
   timeout?: number;
   /**
@@ -74,8 +74,8 @@ export interface ExchangeOptions {
  * @throws {Deno.errors.TimedOut} If the time was up.
  * @throws {Deno.errors.UnexpectedEof} If the server closed without a greeting.
  * @throws {Deno.errors.InvalidData} If the greeting was too long.
- * @throws {Error} What `Deno.connect`, the connection or a callback throws, such
- * as `Deno.errors.ConnectionRefused`, and the reason of an aborted `signal`.
+ * @throws {Error} What `Deno.connect`, the connection or a callback throws,
+ * such as `Deno.errors.ConnectionRefused`, and the reason of an aborted `signal`.
  */
 export async function exchange(options: ExchangeOptions = {}): Promise<string> {
   const {
@@ -95,7 +95,6 @@ export async function exchange(options: ExchangeOptions = {}): Promise<string> {
   checkTime("timeout", "above 0", timeout, `${timeout} ms`);
   checkTime("wait", "from 0", wait, `${wait} ms`);
   checkCount("maxGreetingBytes", maxGreetingBytes);
-
   signal?.throwIfAborted();
 
   // What ends the exchange early: its deadline, or the caller's signal.
@@ -245,17 +244,14 @@ export async function main(args: string[]): Promise<number> {
     return 0;
   }
   const { quiet, ...options } = flags;
-  const say = (label: string, text: string) => {
-    if (!quiet) print(`${label} ${text}`);
-  };
   try {
     await exchange({
       ...options,
-      onConnect: (server) => say("Connected to", format(server)),
+      onConnect: (server) => {
+        if (!quiet) print(`Connected to ${format(server)}`);
+      },
       onGreeting: (greeting) =>
-        quiet
-          ? print(printable(greeting))
-          : say("Greeting:", printable(greeting)),
+        print(`${quiet ? "" : "Greeting: "}${printable(greeting)}`),
     });
   } catch (error) {
     fail(explain(error as Error, format(options)));
@@ -266,8 +262,8 @@ export async function main(args: string[]): Promise<number> {
 }
 
 /**
- * Reads the flags. Returns undefined if help is wanted, and throws a RangeError or
- * a TypeError that says what is wrong.
+ * Reads the flags. Returns undefined if help is wanted, and throws a RangeError
+ * or a TypeError that says what is wrong.
  */
 function parse(args: string[]) {
   const valued = ["host", "port", "reply", "timeout", "wait"] as const;
@@ -365,7 +361,7 @@ function printable(text: string): string {
 }
 
 /** A line that can't be written is lost, and nothing else is. */
-function print(line: unknown, write = console.log): void {
+function print(line: string, write = console.log): void {
   try {
     write(line);
   } catch {

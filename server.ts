@@ -59,7 +59,8 @@ const ACCEPT_SPELL = 60_000;
  * - `"timed-out"`: the reply had not ended when the time was up or the server
  *   was aborted;
  * - `"reset"`: the connection broke before the reply had ended;
- * - `"too-long"`: the reply was longer than `maxReplyBytes`. None of it is kept.
+ * - `"too-long"`: the reply was longer than `maxReplyBytes`. None of it is
+ *   kept.
  */
 export type Outcome = "replied" | "left" | "timed-out" | "reset" | "too-long";
 
@@ -70,20 +71,20 @@ export interface Exchange {
   /** How it ended. */
   outcome: Outcome;
   /**
-   * The reply as it came, with U+FFFD for bytes that are not UTF-8. Empty unless
-   * the outcome is `"replied"`.
+   * The reply as it came, with U+FFFD for bytes that are not UTF-8. Empty
+   * unless the outcome is `"replied"`.
    */
   reply: string;
 }
 
 /**
- * Options of {@linkcode serve}. An error in a callback, thrown or rejected with,
- * goes to stderr, and the server goes on.
+ * Options of {@linkcode serve}. An error in a callback, thrown or rejected
+ * with, goes to stderr, and the server goes on.
  */
 export interface ServeOptions {
   /**
-   * The address to listen on, or a name of it. Default: `"127.0.0.1"`, which only
-   * this machine can reach.
+   * The address to listen on, or a name of it. Default: `"127.0.0.1"`, which
+   * only this machine can reach.
    */
   hostname?: string;
   /** The port to listen on; 0 picks a free one. Default: 8888. */
@@ -91,8 +92,8 @@ export interface ServeOptions {
   /** What each client is sent, in UTF-8. Default: `"你好,客戶端,我是服務器"`. */
   greeting?: string;
   /**
-   * Milliseconds from a client's arrival to the end of its reply, above 0 and at
-   * most 2147483647. Default: 10000.
+   * Milliseconds from a client's arrival to the end of its reply, above 0 and
+   * at most 2147483647. Default: 10000.
    */
   timeout?: number;
   /**
@@ -126,8 +127,8 @@ export interface Server extends AsyncDisposable {
   /** The address that the server listens on. */
   readonly addr: Deno.NetAddr;
   /**
-   * Resolves when the server has ended and all its connections are closed. Never
-   * rejects.
+   * Resolves when the server has ended and all its connections are closed.
+   * Never rejects.
    */
   readonly finished: Promise<void>;
   /**
@@ -144,8 +145,8 @@ export interface Server extends AsyncDisposable {
  * @returns The running server.
  * @throws {RangeError} If a number is out of its range.
  * @throws {TypeError} If a text is empty, or no text.
- * @throws {Error} What `Deno.listen` throws, such as `Deno.errors.AddrInUse`, and
- * the reason of a `signal` that is aborted already.
+ * @throws {Error} What `Deno.listen` throws, such as `Deno.errors.AddrInUse`,
+ * and the reason of a `signal` that is aborted already.
  */
 export function serve(options: ServeOptions = {}): Server {
   const {
@@ -176,7 +177,7 @@ export function serve(options: ServeOptions = {}): Server {
   let ungreeted = 0;
   let stopping = false;
 
-  // A wait for a change, and what ends it when a client was greeted or has left.
+  // A wait for a change, and what ends it: a client was greeted, or has left.
   let wake = () => {};
   const change = () => new Promise<void>((resolve) => wake = resolve);
 
@@ -186,7 +187,7 @@ export function serve(options: ServeOptions = {}): Server {
   async function acceptClients(): Promise<void> {
     let lastError = -Infinity;
     while (!stopping) {
-      // No room: further clients wait in the kernel's queue, and are not refused.
+      // No room: further clients wait in the kernel's queue. None is refused.
       if (deadlines.size >= maxClients || ungreeted >= MAX_UNGREETED) {
         await change();
         continue;
@@ -480,8 +481,8 @@ export async function main(args: string[]): Promise<number> {
 }
 
 /**
- * Reads the flags. Returns undefined if help is wanted, and throws a RangeError or
- * a TypeError that says what is wrong.
+ * Reads the flags. Returns undefined if help is wanted, and throws a RangeError
+ * or a TypeError that says what is wrong.
  */
 function parse(args: string[]) {
   const valued = [

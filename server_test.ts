@@ -652,6 +652,15 @@ test("an error of any call on one connection stays with its client", async () =>
   for (const { log } of peers) assertEquals(log.at(-1), "close");
 });
 
+test("an outcome is told when the connection is closed", async () => {
+  const peer = new MemoryConnection({ reads: ["hello", null] });
+  const last = new Events<string | undefined>();
+  await using _server = startInMemory([peer], {
+    onOutcome: () => last.push(peer.log.at(-1)),
+  });
+  assertEquals(await last.next(), "close");
+});
+
 test("a client that can't be greeted any more is still heard", async () => {
   const fail = () => {
     throw new Deno.errors.BrokenPipe("broken");
@@ -807,7 +816,7 @@ test("after a minute without trouble, new trouble is told", async () => {
   await server.shutdown();
 });
 
-test("a shutdown ends the wait after an accept error", async () => {
+test("after an accept error, a shutdown ends the tries", async () => {
   const told = new Events<Error>();
   const server = startInMemory([new Error("full")], {
     onAcceptError: told.push,
@@ -838,17 +847,15 @@ socketTest("a shutdown takes no new clients and finishes the old", async () => {
 test("a client accepted while the server stops is closed, not served", async () => {
   const late = new MemoryConnection();
   const accept = Promise.withResolvers<MemoryConnection>();
-  const server = startInMemory([]);
-  await server.shutdown();
-  const second = new MemoryListener([]);
-  second.accept = () => accept.promise;
-  using _ = listening(() => second);
-  const stopping = start();
-  const down = stopping.shutdown();
+  const listener = new MemoryListener([]);
+  listener.accept = () => accept.promise;
+  using _ = listening(() => listener);
+  const server = start();
+  const down = server.shutdown();
   accept.resolve(late);
   await down;
   assertEquals(late.log, ["close"]);
-  assertEquals(stopping.connected.all, []);
+  assertEquals(server.connected.all, []);
 });
 
 socketTest(
@@ -1573,6 +1580,31 @@ test("flags reach Deno.listen, and the last of a repeated one counts", async () 
   assertEquals(asked, [
     { hostname: "127.0.0.1", port: 8888, tcpBacklog: 4096 },
     { hostname: "::1", port: 8080, tcpBacklog: 4096 },
+  ]);
+});
+
+test("--max-clients bounds how many are served at once", async () => {
+  const go = Promise.withResolvers<number>();
+  const write = () => go.promise;
+  const peers = ["one", "two"].map((reply) =>
+    new MemoryConnection({ reads: [reply, null], write })
+  );
+  const listener = new MemoryListener(peers);
+  using _ = listening(() => listener);
+  const { out, line, handlers, result } = run(server, "--max-clients=1");
+  await line(/^Listening/);
+  await line(/ connected$/);
+  // A turn of the event loop, in which the second could have been accepted.
+  await new Promise((resolve) => setTimeout(resolve));
+  assertEquals(listener.accepted, 1);
+  go.resolve(encode(GREETING).length);
+  await line(/ replied: one$/);
+  await line(/ connected$/);
+  await line(/ replied: two$/);
+  handlers.get("SIGINT")!();
+  assertEquals([(await result()).code, out.all.at(-1)], [
+    0,
+    "Served 2 clients",
   ]);
 });
 
