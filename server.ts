@@ -24,32 +24,52 @@
  * @module
  */
 
-import { parseArgs } from "@std/cli/parse-args";
+// In full: a script that runs alone has no deno.json to look a name up in.
+// deno-lint-ignore no-import-prefix
+import { parseArgs } from "jsr:@std/cli@^1.0.32/parse-args";
 
-// The defaults, with the time in milliseconds.
-const HOSTNAME = "127.0.0.1";
-const PORT = 8888;
-const GREETING = "你好,客戶端,我是服務器";
-const TIMEOUT = 10_000;
-const MAX_CLIENTS = 1024;
-const MAX_REPLY_BYTES = 64 * 1024;
+/**
+ * The exchange with one client, when the server listens (1) and has accepted
+ * the client (2). Resolves to the reply.
+ */
+async function handle(
+  connection: Deno.TcpConn,
+  { greeting, handler, maxReplyBytes }: Settings,
+  firstWrites: FirstWrites,
+): Promise<string> {
+  using _ = connection; // 6. Close: at the end of this block, on every path.
+  try {
+    await greet(connection, greeting, firstWrites); // 3. Greet.
+    // 4. Half-close. A close would shut the reply out, and without either the
+    // client could not tell where the greeting ends.
+    if (handler === undefined) await connection.closeWrite();
+  } catch (error) {
+    // A reset is reported once, to the first call that meets it.
+    const isReset = error instanceof Deno.errors.ConnectionReset;
+    if (isReset || isClose(error)) throw error;
+    // Any other client may have replied and gone before it was greeted. Its
+    // reply is still there to be read.
+  }
+  // 5. Read the reply to its end, or do what another handler does instead.
+  return await (handler?.(connection) ?? receive(connection, maxReplyBytes));
+}
 
-// Clients that the kernel keeps until they are accepted. Deno's default of 511
-// overflows in a burst, and each overflow costs a client a second.
-const BACKLOG = 4096;
-
-// Accepted clients that may be waiting for the first bytes of their greeting.
-// Deno starves the first write on a fresh connection while it accepts others:
-// without this limit, some of thousands of clients would wait for a second.
-const MAX_UNGREETED = 32;
-
-// Bytes that a reply is first read into. Few, as each silent client holds them.
-const FIRST_READ = 128;
-
-// Milliseconds until accepting is tried again after an error, and without an
-// error until the next one is told.
-const ACCEPT_PAUSE = 100;
-const ACCEPT_SPELL = 60_000;
+async function greet(
+  connection: Deno.TcpConn,
+  greeting: Uint8Array<ArrayBuffer>,
+  firstWrites: FirstWrites,
+): Promise<void> {
+  if (greeting.length === 0) return;
+  let sent: number;
+  firstWrites.begin();
+  try {
+    sent = await connection.write(greeting);
+  } finally {
+    firstWrites.end();
+  }
+  // A write may take only a part of what it is given.
+  if (sent < greeting.length) await send(connection, greeting.subarray(sent));
+}
 
 /**
  * How an exchange with a client ended:
@@ -60,9 +80,17 @@ const ACCEPT_SPELL = 60_000;
  *   was aborted;
  * - `"reset"`: the connection broke before the reply had ended;
  * - `"too-long"`: the reply was longer than `maxReplyBytes`. None of it is
- *   kept.
+ *   kept;
+ * - `"failed"`: the option `handler` threw an error that is not one of the
+ *   connection.
  */
-export type Outcome = "replied" | "left" | "timed-out" | "reset" | "too-long";
+export type Outcome =
+  | "replied"
+  | "left"
+  | "timed-out"
+  | "reset"
+  | "too-long"
+  | "failed";
 
 /** An exchange that is over. */
 export interface Exchange {
@@ -71,8 +99,8 @@ export interface Exchange {
   /** How it ended. */
   outcome: Outcome;
   /**
-   * The reply as it came, with U+FFFD for bytes that are not UTF-8. Empty
-   * unless the outcome is `"replied"`.
+   * The reply as it came, with U+FFFD for bytes that are not UTF-8, or what the
+   * option `handler` resolved to. Empty unless the outcome is `"replied"`.
    */
   reply: string;
 }
@@ -83,25 +111,70 @@ export interface Exchange {
  */
 export interface ServeOptions {
   /**
-   * The address to listen on, or a name of it. Default: `"127.0.0.1"`, which
-   * only this machine can reach.
+   * The address to listen on, or a name of it. Only this machine can reach the
+   * default.
+   *
+   * @default {"127.0.0.1"}
    */
   hostname?: string;
-  /** The port to listen on; 0 picks a free one. Default: 8888. */
+  /**
+   * The port to listen on; 0 picks a free one.
+   *
+   * @default {8888}
+   */
   port?: number;
-  /** What each client is sent, in UTF-8. Default: `"你好,客戶端,我是服務器"`. */
+  /**
+   * What each client is sent, in UTF-8. Nothing is sent if it is empty.
+   *
+   * @default {"你好,客戶端,我是服務器"}
+   */
   greeting?: string;
   /**
+   * What follows the greeting on each connection. What it resolves to is the
+   * reply; an empty one makes the outcome `"left"`. The server closes the
+   * connection when the handler has settled, and earlier when the time is up or
+   * the server is aborted; reads and writes then reject.
+   *
+   * An error of the connection that the handler rejects with makes the outcome
+   * `"reset"`. Any other goes to stderr, and the outcome is `"failed"`.
+   *
+   * The default closes the writing half and reads the reply to its end.
+   *
+   * @example A server that tells the time
+   * ```ts
+   * import { serve } from "./server.ts";
+   *
+   * await using server = serve({
+   *   port: 0,
+   *   greeting: "",
+   *   handler: async (connection) => {
+   *     const time = new Date().toISOString();
+   *     await connection.write(new TextEncoder().encode(`${time}\n`));
+   *     return time;
+   *   },
+   * });
+   * ```
+   */
+  handler?: (connection: Deno.TcpConn) => Promise<string>;
+  /**
    * Milliseconds from a client's arrival to the end of its reply, above 0 and
-   * at most 2147483647. Default: 10000.
+   * at most 2147483647; or `Infinity`, for no deadline.
+   *
+   * @default {10000}
    */
   timeout?: number;
   /**
    * Clients served at once, from 1. Further ones wait in the kernel's queue.
-   * Default: 1024.
+   *
+   * @default {1024}
    */
   maxClients?: number;
-  /** The longest reply that is taken, in bytes, from 1. Default: 65536. */
+  /**
+   * The longest reply that is taken, in bytes, from 1. A `handler` has limits
+   * of its own.
+   *
+   * @default {65536}
+   */
   maxReplyBytes?: number;
   /**
    * Aborting it ends the server at once. Exchanges under way end as
@@ -109,7 +182,7 @@ export interface ServeOptions {
    */
   signal?: AbortSignal;
   /** Called once, before `serve` returns, with the server's address. */
-  onListen?: (addr: Deno.NetAddr) => void | Promise<void>;
+  onListen?: (address: Deno.NetAddr) => void | Promise<void>;
   /** Called with the address of each client that is accepted. */
   onConnect?: (client: Deno.NetAddr) => void | Promise<void>;
   /** Called once for each accepted client, after its connection is closed. */
@@ -141,7 +214,20 @@ export interface Server extends AsyncDisposable {
 /**
  * Starts a server and returns at once.
  *
- * @param options Where to listen, what to send, the limits, and whom to tell.
+ * @example Serve one client
+ * ```ts
+ * import { serve } from "./server.ts";
+ *
+ * const server = serve({
+ *   port: 9000,
+ *   greeting: "Hello, client",
+ *   onConnect: () => void server.shutdown(),
+ *   onOutcome: ({ client, reply }) => console.log(client.port, reply),
+ * });
+ * await server.finished;
+ * ```
+ *
+ * @param options Where to listen, what to send, the limits, and what to call.
  * @returns The running server.
  * @throws {RangeError} If a number is out of its range.
  * @throws {TypeError} If a text is empty, or no text.
@@ -149,164 +235,37 @@ export interface Server extends AsyncDisposable {
  * and the reason of a `signal` that is aborted already.
  */
 export function serve(options: ServeOptions = {}): Server {
-  const {
-    hostname = HOSTNAME,
-    port = PORT,
-    greeting = GREETING,
-    timeout = TIMEOUT,
-    maxClients = MAX_CLIENTS,
-    maxReplyBytes = MAX_REPLY_BYTES,
-    signal,
-    onListen,
-    onConnect,
-    onOutcome,
-    onAcceptError,
-  } = options;
-  checkText("hostname", hostname);
-  checkPort("port", port);
-  checkText("greeting", greeting);
-  checkTime("timeout", timeout, `${timeout} ms`);
-  checkCount("maxClients", maxClients);
-  checkCount("maxReplyBytes", maxReplyBytes);
+  const settings = settingsOf(options);
+  const { hostname, port, signal, onListen } = settings;
   signal?.throwIfAborted();
 
-  // The clients being served, in the order of their arrival, each with the time
-  // at which it must have ended.
-  const deadlines = new Map<Deno.TcpConn, number>();
-  let deadlineTimer: ReturnType<typeof setTimeout> | undefined;
-  let ungreeted = 0;
-  let stopping = false;
-
-  // A wait for a change, and what ends it: a client was greeted, or has left.
-  let wake = () => {};
-  const change = () => new Promise<void>((resolve) => wake = resolve);
-
-  const greetingBytes = new TextEncoder().encode(greeting);
-  const listener = Deno.listen({ hostname, port, tcpBacklog: BACKLOG });
-
-  async function acceptClients(): Promise<void> {
-    let lastError = -Infinity;
-    while (!stopping) {
-      // No room: further clients wait in the kernel's queue. None is refused.
-      if (deadlines.size >= maxClients || ungreeted >= MAX_UNGREETED) {
-        await change();
-        continue;
-      }
-      try {
-        const connection = await listener.accept();
-        // The server was stopped while this client was being accepted.
-        if (stopping) return connection.close();
-        // Not awaited, or one client would hold up the next. Never rejects.
-        exchange(connection);
-      } catch (error) {
-        // Closing the listener makes a pending accept reject.
-        if (stopping) return;
-        // This client reset before it was accepted. That must not end the
-        // program, nor keep the next client waiting.
-        if (
-          error instanceof Deno.errors.NotConnected ||
-          error instanceof Deno.errors.ConnectionReset ||
-          error instanceof Deno.errors.ConnectionAborted
-        ) continue;
-        // Out of file descriptors, most likely. To try at once would spin.
-        const now = performance.now();
-        if (now - lastError > ACCEPT_SPELL) tell(onAcceptError, error as Error);
-        lastError = now;
-        const pause = setTimeout(() => wake(), ACCEPT_PAUSE);
-        await change();
-        clearTimeout(pause);
-      }
-    }
-  }
-
-  /** The exchange with one client: greet, half-close, read, close. */
-  async function exchange(connection: Deno.TcpConn): Promise<void> {
-    const client = connection.remoteAddr;
-    deadlines.set(connection, performance.now() + timeout);
-    deadlineTimer ??= setTimeout(closeOverdue, timeout);
-    tell(onConnect, client);
-    let outcome: Outcome;
-    let reply = "";
-    try {
-      using _ = connection; // closed at the end of the block, on every path
-      await greet(connection);
-      reply = await receive(connection, maxReplyBytes);
-      outcome = reply === "" ? "left" : "replied";
-    } catch (error) {
-      const timeIsUp = deadlines.get(connection)! <= performance.now();
-      if (error instanceof Deno.errors.InvalidData) outcome = "too-long";
-      else outcome = timeIsUp ? "timed-out" : "reset";
-    }
-    tell(onOutcome, { client, outcome, reply });
-    deadlines.delete(connection);
-    wake();
-  }
-
-  const greeted = () => {
-    ungreeted--;
-    wake();
-  };
-
-  /** Sends the greeting, then closes the writing half. */
-  async function greet(connection: Deno.TcpConn): Promise<void> {
-    try {
-      ungreeted++;
-      let sent = await connection.write(greetingBytes).finally(greeted);
-      // A write may take only a part of what it is given.
-      while (sent < greetingBytes.length) {
-        sent += await connection.write(greetingBytes.subarray(sent));
-      }
-      // The half-close. A close would shut the reply out, and without either
-      // the client could not tell where the greeting ends.
-      await connection.closeWrite();
-    } catch (error) {
-      // A reset is told once, to the first call that meets it.
-      if (error instanceof Deno.errors.ConnectionReset) throw error;
-      // Any other client may have replied and gone before it was greeted. Its
-      // reply is still there to be read.
-    }
-  }
-
-  /**
-   * Closes the connections whose time is up. One timer serves all: as all have
-   * the same time, the first that came is the first that is due.
-   */
-  function closeOverdue(): void {
-    clearTimeout(deadlineTimer);
-    for (const [connection, deadline] of deadlines) {
-      const left = deadline - performance.now();
-      if (left > 0) {
-        deadlineTimer = setTimeout(closeOverdue, left);
-        return;
-      }
-      // This makes the pending read or write reject, which ends the exchange.
-      connection[Symbol.dispose]();
-    }
-    deadlineTimer = undefined;
-  }
-
-  function abort(): void {
-    shutdown();
-    for (const connection of deadlines.keys()) deadlines.set(connection, 0);
-    closeOverdue();
-  }
+  // 1. Listen. The kernel keeps clients in the backlog until they are accepted.
+  // Deno's default of 511 overflows in a burst, which costs each client that
+  // did not fit a second.
+  const listener = Deno.listen({ hostname, port, tcpBacklog: 4096 });
+  const clients = new Clients(settings);
 
   async function run(): Promise<void> {
-    await acceptClients();
-    while (deadlines.size > 0) await change();
-    clearTimeout(deadlineTimer);
+    await acceptAll(listener, clients, settings);
+    await clients.allGone();
     signal?.removeEventListener("abort", abort);
   }
-
   function shutdown(): Promise<void> {
-    stopping = true;
+    clients.stopAccepting();
+    // Makes a pending accept reject. A loop that waits for room instead needs no
+    // waking: the client that makes room wakes it. Not `close()`, which may be
+    // called only once.
     listener[Symbol.dispose]();
     return finished;
+  }
+  function abort(): void {
+    shutdown();
+    clients.closeAll();
   }
 
   signal?.addEventListener("abort", abort);
   const finished = run();
-  tell(onListen, listener.addr);
+  notify(onListen, listener.addr);
   return {
     addr: listener.addr,
     finished,
@@ -315,66 +274,311 @@ export function serve(options: ServeOptions = {}): Server {
   };
 }
 
-const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
+const DEFAULTS = {
+  hostname: "127.0.0.1",
+  port: 8888,
+  greeting: "你好,客戶端,我是服務器",
+  timeout: 10_000, // milliseconds
+  maxClients: 1024,
+  maxReplyBytes: 64 * 1024,
+};
 
-/** Reads to the end of what the peer sends. One read is not one message. */
-async function receive(
-  connection: Deno.TcpConn,
-  limit: number,
-): Promise<string> {
-  let buffer = new Uint8Array(FIRST_READ);
-  let length = 0;
-  for (;;) {
-    const count = await connection.read(buffer.subarray(length));
-    // Decoded as a whole, as a character may be split over two reads.
-    if (count === null) return decoder.decode(buffer.subarray(0, length));
-    length += count;
-    if (length > limit) throw new Deno.errors.InvalidData("too long");
-    if (length === buffer.length) {
-      buffer = new Uint8Array(buffer.buffer.transfer(2 * length));
+/** The options, checked, with the default for each that is left out. */
+function settingsOf(options: ServeOptions) {
+  const {
+    hostname = DEFAULTS.hostname,
+    port = DEFAULTS.port,
+    greeting = DEFAULTS.greeting,
+    timeout = DEFAULTS.timeout,
+    maxClients = DEFAULTS.maxClients,
+    maxReplyBytes = DEFAULTS.maxReplyBytes,
+    ...others
+  } = options;
+  checkText("hostname", hostname, 1);
+  checkWhole("port", port, 0, 65_535);
+  checkText("greeting", greeting, 0);
+  if (timeout !== Infinity) checkTime("timeout", timeout, "above 0");
+  checkWhole("maxClients", maxClients, 1);
+  checkWhole("maxReplyBytes", maxReplyBytes, 1);
+  return {
+    hostname,
+    port,
+    greeting: new TextEncoder().encode(greeting),
+    timeout,
+    maxClients,
+    maxReplyBytes,
+    ...others,
+  };
+}
+
+type Settings = ReturnType<typeof settingsOf>;
+
+/** Accepts clients, one after the other, until the server is stopped. */
+async function acceptAll(
+  listener: Deno.TcpListener,
+  clients: Clients,
+  { onAcceptError }: Settings,
+): Promise<void> {
+  let lastError = -Infinity;
+  while (clients.accepting) {
+    // No room: further clients wait in the kernel's queue. None is refused.
+    if (clients.full) {
+      await clients.change.next();
+      continue;
     }
+    let connection: Deno.TcpConn;
+    try {
+      connection = await listener.accept(); // 2. Accept.
+    } catch (error) {
+      // Closing the listener makes a pending accept reject. And a client that
+      // reset before it was accepted must not end the program, nor keep the
+      // next one waiting.
+      if (!clients.accepting || isLostClient(error)) continue;
+      // Out of file descriptors, most likely. It is reported once a minute. To
+      // try again at once would spin: a client may leave, or time pass.
+      const now = performance.now();
+      if (now - lastError > 60_000) notify(onAcceptError, error as Error);
+      lastError = now;
+      const pause = setTimeout(() => clients.change.notify(), 100);
+      await clients.change.next();
+      clearTimeout(pause);
+      continue;
+    }
+    // Not awaited, or one client would hold up the next. Never rejects.
+    if (clients.accepting) clients.serve(connection);
+    else connection.close(); // The server was stopped in the meantime.
   }
 }
 
-/** Calls back. Never rejects: what a callback throws is shown, no more. */
-async function tell<T>(
-  callback: ((news: T) => void | Promise<void>) | undefined,
-  news: T,
-): Promise<void> {
+/** The clients being served, and what becomes of each. */
+class Clients {
+  /** A client was greeted, or has left. */
+  readonly change = new Change();
+  readonly #settings: Settings;
+  readonly #deadlines: Deadlines;
+  readonly #firstWrites = new FirstWrites(this.change);
+  #accepting = true;
+
+  constructor(settings: Settings) {
+    this.#settings = settings;
+    this.#deadlines = new Deadlines(settings.timeout);
+  }
+
+  get accepting(): boolean {
+    return this.#accepting;
+  }
+
+  get full(): boolean {
+    return this.#deadlines.size >= this.#settings.maxClients ||
+      this.#firstWrites.full;
+  }
+
+  /** Serves a client, from its acceptance to its outcome. Never rejects. */
+  async serve(connection: Deno.TcpConn): Promise<void> {
+    const { onConnect, onOutcome, handler } = this.#settings;
+    const client = connection.remoteAddr;
+    const entry = this.#deadlines.add(connection);
+    notify(onConnect, client);
+    let outcome: Outcome;
+    let reply = "";
+    try {
+      reply = await handle(connection, this.#settings, this.#firstWrites);
+      outcome = reply === "" ? "left" : "replied";
+    } catch (error) {
+      outcome = outcomeOf(error, handler);
+      if (outcome === "failed") report(error);
+    }
+    // If the server has closed the connection, that is the outcome, whatever
+    // the handler made of it.
+    if (entry.closedAs !== undefined) [outcome, reply] = [entry.closedAs, ""];
+    this.#deadlines.delete(entry);
+    notify(onOutcome, { client, outcome, reply });
+    this.change.notify();
+  }
+
+  stopAccepting(): void {
+    this.#accepting = false;
+  }
+
+  closeAll(): void {
+    this.#deadlines.close(Infinity, "timed-out");
+  }
+
+  async allGone(): Promise<void> {
+    while (this.#deadlines.size > 0) await this.change.next();
+    this.#deadlines.stop();
+  }
+}
+
+/** What one may wait for: the accept loop, and after it the end. */
+class Change {
+  // One function will do, as only one waits at a time.
+  #resolve = () => {};
+
+  next(): Promise<void> {
+    return new Promise((resolve) => this.#resolve = resolve);
+  }
+
+  notify(): void {
+    this.#resolve();
+  }
+}
+
+/** A connection being served, in a list in the order of arrival. */
+interface Entry {
+  readonly connection: Deno.TcpConn;
+  /** When its time is up. */
+  readonly due: number;
+  /** The outcome, once the server has closed the connection. */
+  closedAs?: Outcome;
+  previous: Entry | undefined;
+  next: Entry | undefined;
+}
+
+/**
+ * The connections being served, and the time that each has left. As all have
+ * the same time, the first that came is the first due, and one timer serves
+ * all. They are linked by hand, as each comes and goes: a Map costs a tenth
+ * more CPU per exchange.
+ */
+class Deadlines {
+  readonly #timeout: number;
+  #size = 0;
+  #first: Entry | undefined;
+  #last: Entry | undefined;
+  #timer: ReturnType<typeof setTimeout> | undefined;
+
+  constructor(timeout: number) {
+    this.#timeout = timeout;
+  }
+
+  get size(): number {
+    return this.#size;
+  }
+
+  add(connection: Deno.TcpConn): Entry {
+    const due = performance.now() + this.#timeout;
+    const previous = this.#last;
+    const entry: Entry = { connection, due, previous, next: undefined };
+    if (previous === undefined) this.#first = entry;
+    else previous.next = entry;
+    this.#last = entry;
+    this.#size++;
+    // A timer would take Infinity for 0.
+    if (due !== Infinity) {
+      this.#timer ??= setTimeout(() => this.#closeOverdue(), this.#timeout);
+    }
+    return entry;
+  }
+
+  delete(entry: Entry): void {
+    const { previous, next } = entry;
+    if (previous === undefined) this.#first = next;
+    else previous.next = next;
+    if (next === undefined) this.#last = previous;
+    else next.previous = previous;
+    // Else a dead entry that the garbage collector still takes for alive would
+    // keep all that came after it alive, too.
+    entry.previous = entry.next = undefined;
+    this.#size--;
+  }
+
+  /** Closes those due by then; the outcome is the same for all of them. */
+  close(until: number, outcome: Outcome): void {
+    let entry = this.#first;
+    for (; entry !== undefined && entry.due <= until; entry = entry.next) {
+      entry.closedAs ??= outcome;
+      // Makes the pending read or write reject, which ends the exchange. Not
+      // `close()`, which throws where a handler has closed it already.
+      entry.connection[Symbol.dispose]();
+    }
+    clearTimeout(this.#timer);
+    this.#timer = entry &&
+      setTimeout(() => this.#closeOverdue(), entry.due - performance.now());
+  }
+
+  #closeOverdue(): void {
+    this.close(performance.now(), "timed-out");
+  }
+
+  stop(): void {
+    clearTimeout(this.#timer);
+  }
+}
+
+/**
+ * The limit on clients that wait for the first bytes of their greeting. Deno
+ * starves the first write on a fresh connection while it accepts others:
+ * without the limit, some of thousands of clients would wait for a second.
+ */
+class FirstWrites {
+  readonly #change: Change;
+  #pending = 0;
+
+  constructor(change: Change) {
+    this.#change = change;
+  }
+
+  get full(): boolean {
+    return this.#pending >= 32;
+  }
+
+  begin(): void {
+    this.#pending++;
+  }
+
+  end(): void {
+    this.#pending--;
+    this.#change.notify();
+  }
+}
+
+/** Calls back. What a callback throws or rejects with is shown, no more. */
+function notify<T>(
+  callback: ((event: T) => void | Promise<void>) | undefined,
+  event: T,
+): void {
   try {
-    await callback?.(news);
+    const promise = callback?.(event);
+    if (promise !== undefined) Promise.resolve(promise).catch(report);
   } catch (error) {
     report(error);
   }
 }
 
-function checkText(name: string, text: string): void {
-  if (typeof text !== "string" || text === "") {
-    throw new TypeError(`${name} must be a text that is not empty`);
-  }
+/** What an error that ends an exchange makes of it. */
+function outcomeOf(error: unknown, handler: unknown): Outcome {
+  const {
+    ConnectionReset,
+    ConnectionAborted,
+    BrokenPipe,
+    NotConnected,
+    TimedOut,
+    InvalidData,
+  } = Deno.errors;
+  if (
+    error instanceof ConnectionReset ||
+    error instanceof ConnectionAborted ||
+    error instanceof BrokenPipe ||
+    error instanceof NotConnected ||
+    error instanceof TimedOut ||
+    isClose(error)
+  ) return "reset";
+  const isTooLong = handler === undefined && error instanceof InvalidData;
+  return isTooLong ? "too-long" : "failed";
 }
 
-function checkPort(name: string, port: number, given: unknown = port): void {
-  if (!Number.isInteger(port) || port < 0 || port > 65_535) {
-    throw new RangeError(
-      `${name} must be a whole number from 0 to 65535, not ${given}`,
-    );
-  }
+/** Whether a call rejected because this side has closed the connection. */
+function isClose(error: unknown): boolean {
+  return error instanceof Deno.errors.BadResource ||
+    error instanceof Deno.errors.Interrupted;
 }
 
-function checkCount(name: string, count: number, given: unknown = count): void {
-  if (!Number.isSafeInteger(count) || count < 1) {
-    throw new RangeError(`${name} must be a whole number from 1, not ${given}`);
-  }
-}
-
-function checkTime(name: string, time: number, given: string): void {
-  // A longer timer would fire at once.
-  if (!Number.isFinite(time) || time <= 0 || time > 2_147_483_647) {
-    throw new RangeError(
-      `${name} must be a number of seconds above 0, at most 2147483, not ${given}`,
-    );
-  }
+/** Whether `accept` rejected because of a client that is gone. */
+function isLostClient(error: unknown): boolean {
+  return error instanceof Deno.errors.NotConnected ||
+    error instanceof Deno.errors.ConnectionReset ||
+    error instanceof Deno.errors.ConnectionAborted;
 }
 
 // The command
@@ -383,13 +587,13 @@ const HELP = `Sends each TCP client a greeting and reads its reply.
 
 usage: deno run --allow-net server.ts [flags]
 
-  --host HOST        the address to listen on (${HOSTNAME})
-  --port, -p PORT    the port to listen on; 0 picks a free one (${PORT})
-  --greeting TEXT    what each client is sent (${GREETING})
+  --host HOST        the address to listen on (${DEFAULTS.hostname})
+  --port, -p PORT    the port to listen on; 0 picks a free one (${DEFAULTS.port})
+  --greeting TEXT    what each client is sent (${DEFAULTS.greeting})
   --timeout SECONDS  from a client's arrival to the end of its reply (${
-  TIMEOUT / 1000
+  DEFAULTS.timeout / 1000
 })
-  --max-clients N    clients served at once; further ones wait (${MAX_CLIENTS})
+  --max-clients N    clients served at once; further ones wait (${DEFAULTS.maxClients})
   --once             serve one client, then end (off)
   --quiet, -q        no line per client (off)
   --help, -h         show this help (off)
@@ -403,6 +607,7 @@ const OUTCOMES: Record<Outcome, string> = {
   "timed-out": "timed out",
   "reset": "reset the connection",
   "too-long": "sent too long a reply",
+  "failed": "failed",
 };
 
 // Windows has no SIGTERM to listen for.
@@ -414,22 +619,20 @@ const STOP_SIGNALS: Deno.Signal[] = Deno.build.os === "windows"
  * The command, all but `Deno.exit`: prints what happens, and ends after one
  * client with `--once`, otherwise on a stop signal.
  *
+ * @example Serve one client on another port
+ * ```ts
+ * import { main } from "./server.ts";
+ *
+ * const code = await main(["--port", "9000", "--once"]);
+ * ```
+ *
  * @param args The command line, such as `Deno.args`.
  * @returns The exit code: 0 done, 1 could not be done, 2 the command line is
  * wrong, 130 ended by a second stop signal.
  */
 export async function main(args: string[]): Promise<number> {
-  let flags: ReturnType<typeof parse>;
-  try {
-    flags = parse(args);
-  } catch (error) {
-    fail(`${(error as Error).message}; see --help`);
-    return 2;
-  }
-  if (flags === undefined) {
-    print(HELP);
-    return 0;
-  }
+  const flags = commandLine(args, parse, HELP);
+  if (typeof flags === "number") return flags;
   const { once, quiet, ...options } = flags;
 
   let code = 0;
@@ -441,7 +644,7 @@ export async function main(args: string[]): Promise<number> {
     server = serve({
       ...options,
       signal: stop.signal,
-      onListen: (addr) => print(`Listening on ${format(addr)}`),
+      onListen: (address) => print(`Listening on ${format(address)}`),
       onConnect: (client) => {
         served++;
         active++;
@@ -480,58 +683,24 @@ export async function main(args: string[]): Promise<number> {
   return stop.signal.aborted ? 130 : code;
 }
 
-/**
- * Reads the flags. Returns undefined if help is wanted, and throws a RangeError
- * or a TypeError that says what is wrong.
- */
+/** Reads the flags, as {@linkcode commandLine} wants it. */
 function parse(args: string[]) {
-  const valued = [
-    "host",
-    "port",
-    "greeting",
-    "timeout",
-    "max-clients",
-  ] as const;
-  const stray: string[] = [];
-  const flags = parseArgs(args, {
-    string: valued,
-    boolean: ["once", "quiet", "help"],
-    alias: { port: "p", quiet: "q", help: "h" },
-    default: {
-      host: HOSTNAME,
-      port: `${PORT}`,
-      greeting: GREETING,
-      timeout: `${TIMEOUT / 1000}`,
-      "max-clients": `${MAX_CLIENTS}`,
-    },
-    "--": true,
-    unknown: (arg) => {
-      stray.push(arg);
-      return false;
-    },
-  });
-  if (flags.help) return undefined;
-  for (const name of valued) {
-    if (flags[name] !== "") continue;
-    throw new TypeError(
-      `--${name} needs a value; write --${name}=VALUE if it begins with "-"`,
-    );
-  }
-  const [first] = [...stray, ...flags["--"]];
-  if (first !== undefined) throw new TypeError(`unexpected "${first}"`);
+  const flags = parseFlags(args, {
+    host: DEFAULTS.hostname,
+    port: `${DEFAULTS.port}`,
+    greeting: DEFAULTS.greeting,
+    timeout: `${DEFAULTS.timeout / 1000}`,
+    "max-clients": `${DEFAULTS.maxClients}`,
+  }, ["once", "quiet"]);
+  if (flags === undefined) return undefined;
   const { host: hostname, greeting, once, quiet } = flags;
   const port = wholeNumber(flags.port);
-  const timeout = 1000 * Number(flags.timeout);
+  const timeout = milliseconds(flags.timeout);
   const maxClients = wholeNumber(flags["max-clients"]);
-  checkPort("--port", port, `"${flags.port}"`);
-  checkTime("--timeout", timeout, `"${flags.timeout}"`);
-  checkCount("--max-clients", maxClients, `"${flags["max-clients"]}"`);
+  checkWhole("--port", port, 0, 65_535, flags.port);
+  checkTime("--timeout", timeout, "above 0", flags.timeout);
+  checkWhole("--max-clients", maxClients, 1, undefined, flags["max-clients"]);
   return { hostname, port, greeting, timeout, maxClients, once, quiet };
-}
-
-/** NaN for what is not a whole decimal number. */
-function wholeNumber(text: string): number {
-  return /^\d+$/.test(text) ? Number(text) : NaN;
 }
 
 /** What went wrong when listening, in a sentence for a person. */
@@ -553,6 +722,157 @@ function explain(error: Error, address: string): string {
 
 function count(clients: number): string {
   return clients === 1 ? "1 client" : `${clients} clients`;
+}
+
+// From here to the last line, server.ts and client.ts are the same to the
+// letter: each runs alone, so neither can import what both need.
+
+// Without `ignoreBOM`, a text would lose the U+FEFF that it may begin with.
+const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
+
+/** Reads to the end of what the peer sends. One read is not one message. */
+async function receive(
+  connection: Deno.TcpConn,
+  limit: number,
+): Promise<string> {
+  // Small at first, as each silent peer holds it.
+  let buffer = new Uint8Array(128);
+  let length = 0;
+  for (;;) {
+    const count = await connection.read(buffer.subarray(length));
+    // Decoded as a whole, as a character may be split over two reads.
+    if (count === null) return decoder.decode(buffer.subarray(0, length));
+    length += count;
+    if (length > limit) throw new Deno.errors.InvalidData("too long");
+    if (length === buffer.length) {
+      buffer = new Uint8Array(buffer.buffer.transfer(2 * length));
+    }
+  }
+}
+
+/** Sends all of it. A write may take only a part of what it is given. */
+async function send(
+  connection: Deno.TcpConn,
+  bytes: Uint8Array,
+): Promise<void> {
+  let sent = 0;
+  while (sent < bytes.length) {
+    sent += await connection.write(bytes.subarray(sent));
+  }
+}
+
+// The checks. `given` is the number as it stood on the command line.
+
+function checkText(name: string, text: string, leastLength: 0 | 1): void {
+  if (typeof text !== "string" || text.length < leastLength) {
+    const demand = leastLength === 0 ? "" : " that is not empty";
+    throw new TypeError(`${name} must be a text${demand}`);
+  }
+}
+
+function checkWhole(
+  name: string,
+  value: number,
+  least: number,
+  most = Number.MAX_SAFE_INTEGER,
+  given?: string,
+): void {
+  if (Number.isInteger(value) && value >= least && value <= most) return;
+  const range = most === Number.MAX_SAFE_INTEGER
+    ? `from ${least}`
+    : `from ${least} to ${most}`;
+  throw new RangeError(
+    `${name} must be a whole number ${range}, not ${shown(value, given)}`,
+  );
+}
+
+function checkTime(
+  name: string,
+  time: number,
+  least: "above 0" | "from 0",
+  given?: string,
+): void {
+  const enough = least === "from 0" ? time >= 0 : time > 0;
+  // A longer timer would fire at once.
+  if (Number.isFinite(time) && enough && time <= 2_147_483_647) return;
+  const range = given === undefined
+    ? `of milliseconds ${least}, at most 2147483647`
+    : `of seconds ${least}, at most 2147483`;
+  throw new RangeError(
+    `${name} must be a number ${range}, not ${shown(time, given)}`,
+  );
+}
+
+function shown(value: unknown, given: string | undefined): string {
+  return given === undefined ? `${value}` : `"${given}"`;
+}
+
+/**
+ * Gives what `parse` makes of the command line. If that is nothing, or throws,
+ * prints the help, or what is wrong, and gives the exit code.
+ */
+function commandLine<T>(
+  args: string[],
+  parse: (args: string[]) => T | undefined,
+  help: string,
+): T | number {
+  try {
+    const flags = parse(args);
+    if (flags !== undefined) return flags;
+    print(help);
+    return 0;
+  } catch (error) {
+    fail(`${(error as Error).message}; see --help`);
+    return 2;
+  }
+}
+
+type Flags<Valued extends string, Switch extends string> =
+  & Record<Valued, string>
+  & Record<Switch, boolean>;
+
+/**
+ * Reads the flags: those that take a value, with their defaults, and those that
+ * take none. Returns undefined if help is wanted.
+ */
+function parseFlags<Valued extends string, Switch extends string>(
+  args: string[],
+  defaults: Record<Valued, string>,
+  switches: Switch[],
+): Flags<Valued, Switch> | undefined {
+  const valued = Object.keys(defaults);
+  const stray: string[] = [];
+  const flags = parseArgs(args, {
+    string: valued,
+    boolean: [...switches as string[], "help"],
+    alias: { port: "p", quiet: "q", help: "h" },
+    default: defaults as Record<string, string>,
+    "--": true,
+    unknown: (arg) => {
+      stray.push(arg);
+      return false;
+    },
+  });
+  if (flags.help) return undefined;
+  for (const name of valued) {
+    if (flags[name] !== "") continue;
+    throw new TypeError(
+      `--${name} needs a value; write --${name}=VALUE if it begins with "-"`,
+    );
+  }
+  const [first] = [...stray, ...flags["--"]];
+  if (first !== undefined) throw new TypeError(`unexpected "${first}"`);
+  return flags as unknown as Flags<Valued, Switch>;
+}
+
+/** NaN for what is not a whole decimal number. */
+function wholeNumber(text: string): number {
+  return /^\d+$/.test(text) ? Number(text) : NaN;
+}
+
+/** NaN for what is not a plain decimal number of seconds. */
+function milliseconds(text: string): number {
+  return /^\d+(\.\d+)?$/.test(text) ? 1000 * Number(text) : NaN;
 }
 
 function format(

@@ -960,7 +960,7 @@ test("serve refuses wrong options before it opens a socket", () => {
   using _ = noSockets();
   const numbers: Record<string, unknown[]> = {
     port: [-1, 1.5, 70_000, NaN, "8888"],
-    timeout: [0, -1, NaN, Infinity, 2_147_483_648, "10"],
+    timeout: [0, -1, NaN, -Infinity, 2_147_483_648, "10"],
     maxClients: [0, -1, 1.5, NaN, Infinity],
     maxReplyBytes: [0, -1, 1.5, NaN, Infinity],
   };
@@ -969,10 +969,13 @@ test("serve refuses wrong options before it opens a socket", () => {
       assertThrows(() => serve({ [name]: value }), RangeError, name);
     }
   }
-  for (const name of ["hostname", "greeting"]) {
-    for (const value of ["", 5, null]) {
-      assertThrows(() => serve({ [name]: value }), TypeError, name);
-    }
+  for (
+    const [name, value] of [["hostname", ""], ["hostname", 5], [
+      "greeting",
+      null,
+    ]] as const
+  ) {
+    assertThrows(() => serve({ [name]: value }), TypeError, name);
   }
   assertThrows(() => serve({ signal: {} as AbortSignal }), TypeError);
 });
@@ -983,7 +986,7 @@ test("exchange refuses wrong options before it opens a socket", async () => {
   using _ = noSockets();
   const numbers: Record<string, unknown[]> = {
     port: [0, -1, 1.5, 70_000, NaN, "8888"],
-    timeout: [0, -1, NaN, Infinity, 2_147_483_648, "10"],
+    timeout: [0, -1, NaN, -Infinity, 2_147_483_648, "10"],
     wait: [-1, NaN, Infinity, 2_147_483_648, "1"],
     maxGreetingBytes: [0, -1, 1.5, NaN, Infinity],
   };

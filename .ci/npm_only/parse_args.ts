@@ -3,25 +3,19 @@
 
 import minimist from "minimist";
 
-interface Options<Valued extends string, Switch extends string> {
-  string: readonly Valued[];
-  boolean: readonly Switch[];
+interface Options {
+  string: string[];
+  boolean: string[];
   alias: Record<string, string>;
-  default: Record<Valued, string>;
+  default: Record<string, string>;
   "--": true;
   unknown: (arg: string) => false;
 }
 
-type Flags<Valued extends string, Switch extends string> =
-  & Record<Valued, string>
-  & Record<Switch, boolean>
-  & { "--": string[] };
+type Flags = Record<string, unknown> & { "--": string[] };
 
 /** As the original does, but for these options alone. */
-export function parseArgs<Valued extends string, Switch extends string>(
-  args: string[],
-  options: Options<Valued, Switch>,
-): Flags<Valued, Switch> {
+export function parseArgs(args: string[], options: Options): Flags {
   const end = args.includes("--") ? args.indexOf("--") : args.length;
   const flags = minimist(
     args.map((arg, i) => {
