@@ -31,18 +31,23 @@ import { parseArgs } from "jsr:@std/cli@^1.0.32/parse-args";
 async function converse(
   connection: Deno.TcpConn,
   { reply, maxGreetingBytes, onConnect, onGreeting }: Settings,
+  deadline: Deadline,
 ): Promise<string> {
   using _ = connection; // 6. Close: at the end of this block, on every path.
-  onConnect?.(connection.remoteAddr);
+  await onConnect?.(connection.remoteAddr);
   // 3. Read the greeting, 4. to its end: there the server has half-closed.
-  const greeting = await receive(connection, maxGreetingBytes);
+  const greeting = await receive(connection, maxGreetingBytes, deadline);
   if (greeting === "") throw new Deno.errors.UnexpectedEof("no greeting");
-  onGreeting?.(greeting);
-  await send(connection, new TextEncoder().encode(reply)); // 5. Reply.
+  await onGreeting?.(greeting);
+  await send(connection, encoder.encode(reply)); // 5. Reply.
   return greeting;
 }
 
-/** Options of {@linkcode exchange}. */
+/**
+ * Options of {@linkcode exchange}, which awaits the promises that its callbacks
+ * return, and rejects with what they throw or reject with. `timeout` runs on
+ * meanwhile.
+ */
 export interface ExchangeOptions {
   /**
    * The server's address, or a name of it.
@@ -77,7 +82,7 @@ export interface ExchangeOptions {
    */
   wait?: number;
   /**
-   * The longest greeting that is taken, in bytes, from 1.
+   * The longest greeting that is taken, in bytes, from 1 to 536870888.
    *
    * @default {65536}
    */
@@ -85,9 +90,9 @@ export interface ExchangeOptions {
   /** Aborting it ends the exchange, which rejects with the signal's reason. */
   signal?: AbortSignal;
   /** Called with the server's address once the connection is established. */
-  onConnect?: (server: Deno.NetAddr) => void;
+  onConnect?: (server: Deno.NetAddr) => void | Promise<void>;
   /** Called with the greeting before the reply is sent. */
-  onGreeting?: (greeting: string) => void;
+  onGreeting?: (greeting: string) => void | Promise<void>;
 }
 
 /**
@@ -113,9 +118,10 @@ export interface ExchangeOptions {
 export async function exchange(options: ExchangeOptions = {}): Promise<string> {
   const settings = settingsOf(options);
   settings.signal?.throwIfAborted();
-  using deadline = new Deadline(settings);
+  await using deadline = new Deadline(settings);
   try {
-    return await converse(await connect(settings, deadline), settings);
+    const connection = await connect(settings, deadline);
+    return await converse(connection, settings, deadline);
   } catch (error) {
     // What ended the exchange is the deadline or the signal, if it was either,
     // and not the error of the call that was under way.
@@ -135,8 +141,9 @@ async function connect(
     deadline.start();
     try {
       const connection = await Deno.connect({ hostname, port, signal });
-      deadline.closes(connection);
-      return connection;
+      if (!isToItself(connection)) return deadline.closes(connection);
+      connection.close();
+      throw new Deno.errors.ConnectionRefused("connected to itself");
     } catch (error) {
       // Refused: nothing listens there, or not yet. Only this can be waited
       // for, and nothing tells when it is over but another try.
@@ -148,11 +155,24 @@ async function connect(
   }
 }
 
+/**
+ * Where nothing listens on a port that Linux gives to clients, it may give a
+ * client that very port, and so connect it to itself.
+ */
+function isToItself({ localAddr, remoteAddr }: Deno.TcpConn): boolean {
+  return localAddr.port === remoteAddr.port &&
+    localAddr.hostname === remoteAddr.hostname;
+}
+
 /** What ends an exchange early: its time is up, or the caller aborts it. */
-class Deadline implements Disposable {
+class Deadline implements AsyncDisposable {
+  /** How often the server was read from. */
+  reads = 0;
   readonly #controller = new AbortController();
   readonly #settings: Settings;
   #timer: ReturnType<typeof setTimeout> | undefined;
+  #ending: Promise<void> | undefined;
+  #disposed = false;
 
   constructor(settings: Settings) {
     this.#settings = settings;
@@ -170,13 +190,21 @@ class Deadline implements Disposable {
   start(): void {
     const { timeout } = this.#settings;
     if (timeout === Infinity) return; // A timer would take it for 0.
-    this.#timer = setTimeout(() => {
-      this.#controller.abort(new Deno.errors.TimedOut("too late"));
-    }, timeout);
+    const due = performance.now() + timeout;
+    this.#timer = setTimeout(() => this.#ending = this.#end(due), timeout);
   }
 
   stop(): void {
     clearTimeout(this.#timer);
+  }
+
+  async #end(due: number): Promise<void> {
+    // The timer is late: the process stood still, or a callback kept it busy.
+    // A greeting may have arrived meanwhile, and is read before the time is up.
+    if (performance.now() - due > 20) {
+      await untilIdle(50, () => this.#disposed ? undefined : this.reads);
+    }
+    this.#controller.abort(new Deno.errors.TimedOut("too late"));
   }
 
   /**
@@ -184,17 +212,19 @@ class Deadline implements Disposable {
    * reject: without it, a server that falls silent would hold the client for
    * good.
    */
-  closes(connection: Deno.TcpConn): void {
+  closes(connection: Deno.TcpConn): Deno.TcpConn {
     // Not `close()`, which throws where the exchange has closed it already.
     this.signal.onabort = () => connection[Symbol.dispose]();
-    if (!this.signal.aborted) return;
-    connection.close();
+    if (this.signal.aborted) connection.close();
     this.signal.throwIfAborted();
+    return connection;
   }
 
-  [Symbol.dispose](): void {
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#disposed = true;
     this.stop();
     this.#settings.signal?.removeEventListener("abort", this.#abort);
+    await this.#ending;
   }
 }
 
@@ -204,7 +234,6 @@ const DEFAULTS = {
   reply: "你好服務器",
   timeout: 10_000, // milliseconds
   wait: 0, // milliseconds
-  maxGreetingBytes: 64 * 1024,
 };
 
 /** The options, checked, with the default for each that is left out. */
@@ -215,7 +244,7 @@ function settingsOf(options: ExchangeOptions) {
     reply = DEFAULTS.reply,
     timeout = DEFAULTS.timeout,
     wait = DEFAULTS.wait,
-    maxGreetingBytes = DEFAULTS.maxGreetingBytes,
+    maxGreetingBytes = MAX_TEXT_BYTES,
     ...others
   } = options;
   checkText("hostname", hostname, 1);
@@ -223,7 +252,7 @@ function settingsOf(options: ExchangeOptions) {
   checkText("reply", reply, 1);
   if (timeout !== Infinity) checkTime("timeout", timeout, "above 0");
   checkTime("wait", wait, "from 0");
-  checkWhole("maxGreetingBytes", maxGreetingBytes, 1);
+  checkWhole("maxGreetingBytes", maxGreetingBytes, 1, MAX_STRING_BYTES);
   return { hostname, port, reply, timeout, wait, maxGreetingBytes, ...others };
 }
 
@@ -264,9 +293,15 @@ example: deno run --allow-net client.ts --port 9000 --reply "Hello, server"`;
  * wrong.
  */
 export async function main(args: string[]): Promise<number> {
-  const flags = commandLine(args, parse, HELP);
-  if (typeof flags === "number") return flags;
+  const out = new LineWriter();
+  const flags = await commandLine(args, parse, HELP, out);
+  return typeof flags === "number" ? flags : await run(flags, out);
+}
+
+async function run(flags: Flags, out: LineWriter): Promise<number> {
   const { quiet, ...options } = flags;
+  // Not awaited: a reader of the lines that stalls must not cost the exchange.
+  const print = (line: string) => void out.write(line);
   try {
     await exchange({
       ...options,
@@ -276,12 +311,16 @@ export async function main(args: string[]): Promise<number> {
       onGreeting: (greeting) =>
         print(`${quiet ? "" : "Greeting: "}${printable(greeting)}`),
     });
+    if (!quiet) print(`Replied: ${printable(options.reply)}`);
   } catch (error) {
+    await out.written; // An error comes after the lines.
     fail(explain(error as Error, format(options)));
     return 1;
   }
-  if (!quiet) print(`Replied: ${printable(options.reply)}`);
-  return 0;
+  await out.written;
+  if (out.failure === undefined) return 0;
+  fail(`cannot print: ${out.failure.message}`);
+  return 1;
 }
 
 /** Reads the flags, as {@linkcode commandLine} wants it. */
@@ -299,10 +338,13 @@ function parse(args: string[]) {
   const timeout = milliseconds(flags.timeout);
   const wait = milliseconds(flags.wait);
   checkWhole("--port", port, 1, 65_535, flags.port);
+  checkLength("--reply", reply);
   checkTime("--timeout", timeout, "above 0", flags.timeout);
   checkTime("--wait", wait, "from 0", flags.wait);
   return { hostname, port, reply, timeout, wait, quiet };
 }
+
+type Flags = NonNullable<ReturnType<typeof parse>>;
 
 /** What went wrong, in a sentence for a person. */
 function explain(error: Error, server: string): string {
@@ -321,7 +363,7 @@ function explain(error: Error, server: string): string {
     return `${server} closed without a greeting`;
   }
   if (error instanceof Deno.errors.InvalidData) {
-    return `${server} sent a greeting longer than ${DEFAULTS.maxGreetingBytes} bytes`;
+    return `${server} sent a greeting longer than ${MAX_TEXT_BYTES} bytes`;
   }
   if (error instanceof Deno.errors.NotCapable) {
     return `no permission to connect to ${server}; run with --allow-net=${server}`;
@@ -332,19 +374,32 @@ function explain(error: Error, server: string): string {
 // From here to the last line, server.ts and client.ts are the same to the
 // letter: each runs alone, so neither can import what both need.
 
+/** The longest text, in bytes, that either command sends or takes. */
+const MAX_TEXT_BYTES = 64 * 1024;
+
+/** The longest text that a string can hold, in bytes that are ASCII. */
+const MAX_STRING_BYTES = 536_870_888;
+
+const encoder = new TextEncoder();
+
 // Without `ignoreBOM`, a text would lose the U+FEFF that it may begin with.
 const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
 
-/** Reads to the end of what the peer sends. One read is not one message. */
+/**
+ * Reads to the end of what the peer sends. One read is not one message. Counts
+ * the reads, for a deadline that comes late.
+ */
 async function receive(
   connection: Deno.TcpConn,
   limit: number,
+  counter: { reads: number },
 ): Promise<string> {
   // Small at first, as each silent peer holds it.
   let buffer = new Uint8Array(128);
   let length = 0;
   for (;;) {
     const count = await connection.read(buffer.subarray(length));
+    counter.reads++;
     // Decoded as a whole, as a character may be split over two reads.
     if (count === null) return decoder.decode(buffer.subarray(0, length));
     length += count;
@@ -366,6 +421,29 @@ async function send(
   }
 }
 
+/**
+ * Resolves after so many milliseconds without progress, when progress is
+ * undefined, or after a second. A process may stand still (Ctrl-Z, a paused
+ * container), and its timers then run before its pending reads: so it is turns
+ * of the event loop that count, of which it loses one.
+ */
+async function untilIdle(
+  milliseconds: number,
+  progress: () => number | undefined,
+  atMost = 1000,
+): Promise<void> {
+  const turn = 5;
+  let last = progress();
+  let idle = 0;
+  for (let all = 0; idle < milliseconds && all < atMost; all += turn) {
+    if (last === undefined) return;
+    await new Promise((resolve) => setTimeout(resolve, turn));
+    const now = progress();
+    idle = now === last ? idle + turn : 0;
+    last = now;
+  }
+}
+
 // The checks. `given` is the number as it stood on the command line.
 
 function checkText(name: string, text: string, leastLength: 0 | 1): void {
@@ -373,6 +451,15 @@ function checkText(name: string, text: string, leastLength: 0 | 1): void {
     const demand = leastLength === 0 ? "" : " that is not empty";
     throw new TypeError(`${name} must be a text${demand}`);
   }
+}
+
+/** For the command line: what the other side's command would not take. */
+function checkLength(name: string, text: string): void {
+  const { length } = encoder.encode(text);
+  if (length <= MAX_TEXT_BYTES) return;
+  throw new RangeError(
+    `${name} must be at most ${MAX_TEXT_BYTES} bytes, not ${length}`,
+  );
 }
 
 function checkWhole(
@@ -416,23 +503,24 @@ function shown(value: unknown, given: string | undefined): string {
  * Gives what `parse` makes of the command line. If that is nothing, or throws,
  * prints the help, or what is wrong, and gives the exit code.
  */
-function commandLine<T>(
+async function commandLine<T>(
   args: string[],
   parse: (args: string[]) => T | undefined,
   help: string,
-): T | number {
+  out: LineWriter,
+): Promise<T | number> {
   try {
     const flags = parse(args);
     if (flags !== undefined) return flags;
-    print(help);
-    return 0;
   } catch (error) {
     fail(`${(error as Error).message}; see --help`);
     return 2;
   }
+  await out.write(help);
+  return 0;
 }
 
-type Flags<Valued extends string, Switch extends string> =
+type ParsedFlags<Valued extends string, Switch extends string> =
   & Record<Valued, string>
   & Record<Switch, boolean>;
 
@@ -444,10 +532,18 @@ function parseFlags<Valued extends string, Switch extends string>(
   args: string[],
   defaults: Record<Valued, string>,
   switches: Switch[],
-): Flags<Valued, Switch> | undefined {
+): ParsedFlags<Valued, Switch> | undefined {
   const valued = Object.keys(defaults);
+  const odd: string[] = [];
   const stray: string[] = [];
-  const flags = parseArgs(args, {
+  const end = args.includes("--") ? args.indexOf("--") : args.length;
+  // Switches with a value, as `parseArgs` takes any but "false" for on.
+  const plain = args.filter((arg, i) => {
+    const name = i < end && switchWithValue(arg, args[i + 1], switches);
+    if (name) odd.push(name);
+    return !name;
+  });
+  const flags = parseArgs(plain, {
     string: valued,
     boolean: [...switches as string[], "help"],
     alias: { port: "p", quiet: "q", help: "h" },
@@ -459,6 +555,7 @@ function parseFlags<Valued extends string, Switch extends string>(
     },
   });
   if (flags.help) return undefined;
+  if (odd.length > 0) throw new TypeError(`--${odd[0]} takes no value`);
   for (const name of valued) {
     if (flags[name] !== "") continue;
     throw new TypeError(
@@ -467,7 +564,23 @@ function parseFlags<Valued extends string, Switch extends string>(
   }
   const [first] = [...stray, ...flags["--"]];
   if (first !== undefined) throw new TypeError(`unexpected "${first}"`);
-  return flags as unknown as Flags<Valued, Switch>;
+  return flags as unknown as ParsedFlags<Valued, Switch>;
+}
+
+/** The switch that is given a value, as in `--quiet=no`, `-q9`, `-q false`. */
+function switchWithValue(
+  arg: string,
+  next: string | undefined,
+  switches: string[],
+): string | undefined {
+  const followed = next === "true" || next === "false";
+  const [, long] = arg.match(followed ? /^--(\w+)(?:=|$)/ : /^--(\w+)=/) ?? [];
+  const [, short] =
+    arg.match(followed ? /^-[qh]*([qh])(?![a-z])/i : /^-[qh]*([qh])[^a-z]/i) ??
+      [];
+  return [...switches, "help"].find((name) =>
+    name === long || name[0] === short
+  );
 }
 
 /** NaN for what is not a whole decimal number. */
@@ -501,30 +614,118 @@ function printable(text: string): string {
   );
 }
 
-let torn = false;
+/**
+ * Writes lines to stdout, in order, without blocking: while the reader of a pipe
+ * does not read, or after Ctrl-S, `console.log` would hold up every connection,
+ * and the stop signals, too.
+ */
+class LineWriter {
+  /** The first error of a write. The lines of that write are lost. */
+  failure: Error | undefined;
+  readonly #lines: string[] = [];
+  #stored = 0;
+  #dropped = 0;
+  #pieces = 0;
+  #torn = false;
+  #writing: Promise<void> | undefined;
+  // More than 4096 bytes may be written to a pipe in part, and then come twice.
+  readonly #buffer = new Uint8Array(4096);
 
-/** Prints a line. A full disk or a closed pipe costs this line and no more. */
-function print(line: string): void {
-  try {
-    // Of a line that failed, a part may stand there: begin on a fresh one.
-    console.log(torn ? `\n${line}` : line);
-    torn = false;
-  } catch {
-    torn = true;
+  /** Pieces that were written, or undefined if there is nothing to write. */
+  get progress(): number | undefined {
+    return this.#writing && this.#pieces;
+  }
+
+  /** Resolves when all lines have been written, or are lost. */
+  get written(): Promise<void> {
+    return this.#writing ?? Promise.resolve();
+  }
+
+  /** Takes a line, or drops it where a mebibyte waits. Gives `written`. */
+  write(line: string): Promise<void> {
+    if (this.#stored + line.length > 2 ** 20) this.#dropped++;
+    else this.#store(line);
+    return this.#writing ??= this.#writeAll();
+  }
+
+  #store(line: string): void {
+    this.#lines.push(`${line}\n`);
+    this.#stored += line.length;
+  }
+
+  async #writeAll(): Promise<void> {
+    while (this.#lines.length > 0) {
+      const piece = this.#nextPiece();
+      try {
+        await this.#writePiece(piece);
+        this.#torn = false;
+      } catch (error) {
+        // A full disk or a closed pipe. A part of the piece may stand there:
+        // the next one begins on a fresh line.
+        this.failure ??= error as Error;
+        this.#torn = true;
+      }
+      this.#pieces++;
+      if (this.#dropped > 0) {
+        const lines = this.#dropped === 1 ? "line" : "lines";
+        this.#store(`${this.#dropped} ${lines} dropped`);
+        this.#dropped = 0;
+      }
+    }
+    this.#writing = undefined;
+  }
+
+  /** Takes whole lines, or else a part of a line, from the store. */
+  #nextPiece(): Uint8Array {
+    let length = 0;
+    if (this.#torn) this.#buffer[length++] = 0x0a; // a line end
+    let whole = 0;
+    for (const line of this.#lines) {
+      const free = this.#buffer.subarray(length);
+      const { read, written } = encoder.encodeInto(line, free);
+      const isPart = read < line.length;
+      if (isPart && whole > 0) break;
+      length += written;
+      this.#stored -= read;
+      if (isPart) {
+        this.#lines[0] = line.slice(read);
+        break;
+      }
+      whole++;
+    }
+    this.#lines.splice(0, whole);
+    return this.#buffer.subarray(0, length);
+  }
+
+  async #writePiece(piece: Uint8Array): Promise<void> {
+    let written = 0;
+    while (written < piece.length) {
+      try {
+        written += await Deno.stdout.write(piece.subarray(written));
+      } catch (error) {
+        // Another program that shares a pipe can have set it not to block.
+        if (!(error instanceof Deno.errors.WouldBlock)) throw error;
+        await new Promise((resolve) => setTimeout(resolve, 10));
+      }
+    }
   }
 }
 
-/** Writes to stderr, or nowhere where that fails. */
-function report(trouble: unknown): void {
+/**
+ * Shows an error on stderr, or nowhere where that fails. It may quote a peer,
+ * so nothing in it but its line ends can drive the terminal.
+ */
+function report(error: unknown): void {
   try {
-    console.error(trouble);
+    const text = typeof error === "string" ? error : Deno.inspect(error);
+    console.error(text.split("\n").map(printable).join("\n"));
   } catch {
     // There is no other place to say it.
   }
 }
 
 function fail(message: string): void {
-  report(printable(`error: ${message}`));
+  report(`error: ${printable(message)}`);
 }
 
 if (import.meta.main) Deno.exit(await main(Deno.args));

@@ -33,10 +33,11 @@ import { parseArgs } from "jsr:@std/cli@^1.0.32/parse-args";
  * the client (2). Resolves to the reply.
  */
 async function handle(
-  connection: Deno.TcpConn,
+  client: Client,
   { greeting, handler, maxReplyBytes }: Settings,
   firstWrites: FirstWrites,
 ): Promise<string> {
+  const { connection } = client;
   using _ = connection; // 6. Close: at the end of this block, on every path.
   try {
     await greet(connection, greeting, firstWrites); // 3. Greet.
@@ -51,7 +52,8 @@ async function handle(
     // reply is still there to be read.
   }
   // 5. Read the reply to its end, or do what another handler does instead.
-  return await (handler?.(connection) ?? receive(connection, maxReplyBytes));
+  if (handler !== undefined) return await handler(connection);
+  return await receive(connection, maxReplyBytes, client);
 }
 
 async function greet(
@@ -76,8 +78,8 @@ async function greet(
  *
  * - `"replied"`: the reply was read to its end;
  * - `"left"`: the client ended without a byte of a reply;
- * - `"timed-out"`: the reply had not ended when the time was up or the server
- *   was aborted;
+ * - `"timed-out"`: the reply had not ended when the time was up;
+ * - `"aborted"`: the reply had not ended when the server was aborted;
  * - `"reset"`: the connection broke before the reply had ended;
  * - `"too-long"`: the reply was longer than `maxReplyBytes`. None of it is
  *   kept;
@@ -88,6 +90,7 @@ export type Outcome =
   | "replied"
   | "left"
   | "timed-out"
+  | "aborted"
   | "reset"
   | "too-long"
   | "failed";
@@ -107,7 +110,9 @@ export interface Exchange {
 
 /**
  * Options of {@linkcode serve}. An error in a callback, thrown or rejected
- * with, goes to stderr, and the server goes on.
+ * with, goes to stderr, and the server goes on. `finished` waits for the
+ * promises that callbacks return, so neither a callback nor the `handler` may
+ * await `finished` or `shutdown()`; a callback may return either as it is.
  */
 export interface ServeOptions {
   /**
@@ -157,8 +162,9 @@ export interface ServeOptions {
    */
   handler?: (connection: Deno.TcpConn) => Promise<string>;
   /**
-   * Milliseconds from a client's arrival to the end of its reply, above 0 and
-   * at most 2147483647; or `Infinity`, for no deadline.
+   * Milliseconds from a client's being accepted to the end of its reply, above 0
+   * and at most 2147483647; or `Infinity`, for no deadline. What a client waits
+   * in the kernel's queue before that does not count.
    *
    * @default {10000}
    */
@@ -170,15 +176,15 @@ export interface ServeOptions {
    */
   maxClients?: number;
   /**
-   * The longest reply that is taken, in bytes, from 1. A `handler` has limits
-   * of its own.
+   * The longest reply that is taken, in bytes, from 1 to 536870888. A `handler`
+   * has limits of its own.
    *
    * @default {65536}
    */
   maxReplyBytes?: number;
   /**
    * Aborting it ends the server at once. Exchanges under way end as
-   * `"timed-out"`.
+   * `"aborted"`.
    */
   signal?: AbortSignal;
   /** Called once, before `serve` returns, with the server's address. */
@@ -188,7 +194,7 @@ export interface ServeOptions {
   /** Called once for each accepted client, after its connection is closed. */
   onOutcome?: (exchange: Exchange) => void | Promise<void>;
   /**
-   * Called when no client can be accepted, mostly for want of file descriptors.
+   * Called when no client can be accepted for want of file descriptors or memory.
    * The server keeps trying. Not called again until a minute has passed without
    * such an error.
    */
@@ -200,8 +206,8 @@ export interface Server extends AsyncDisposable {
   /** The address that the server listens on. */
   readonly addr: Deno.NetAddr;
   /**
-   * Resolves when the server has ended and all its connections are closed.
-   * Never rejects.
+   * Resolves when the server has ended, all its connections are closed and all
+   * callbacks have settled. Never rejects.
    */
   readonly finished: Promise<void>;
   /**
@@ -221,7 +227,7 @@ export interface Server extends AsyncDisposable {
  * const server = serve({
  *   port: 9000,
  *   greeting: "Hello, client",
- *   onConnect: () => void server.shutdown(),
+ *   onConnect: () => server.shutdown(),
  *   onOutcome: ({ client, reply }) => console.log(client.port, reply),
  * });
  * await server.finished;
@@ -243,10 +249,14 @@ export function serve(options: ServeOptions = {}): Server {
   // Deno's default of 511 overflows in a burst, which costs each client that
   // did not fit a second.
   const listener = Deno.listen({ hostname, port, tcpBacklog: 4096 });
-  const clients = new Clients(settings);
+  const change = new Change();
+  const callbacks = new Callbacks(change, () => finished);
+  const clients = new Clients(settings, callbacks, change);
 
   async function run(): Promise<void> {
-    await acceptAll(listener, clients, settings);
+    await acceptAll(listener, clients, (error) => {
+      callbacks.notify(settings.onAcceptError, error);
+    });
     await clients.allGone();
     signal?.removeEventListener("abort", abort);
   }
@@ -260,12 +270,12 @@ export function serve(options: ServeOptions = {}): Server {
   }
   function abort(): void {
     shutdown();
-    clients.closeAll();
+    clients.abort();
   }
 
   signal?.addEventListener("abort", abort);
   const finished = run();
-  notify(onListen, listener.addr);
+  callbacks.notify(onListen, listener.addr);
   return {
     addr: listener.addr,
     finished,
@@ -280,7 +290,6 @@ const DEFAULTS = {
   greeting: "你好,客戶端,我是服務器",
   timeout: 10_000, // milliseconds
   maxClients: 1024,
-  maxReplyBytes: 64 * 1024,
 };
 
 /** The options, checked, with the default for each that is left out. */
@@ -291,7 +300,7 @@ function settingsOf(options: ServeOptions) {
     greeting = DEFAULTS.greeting,
     timeout = DEFAULTS.timeout,
     maxClients = DEFAULTS.maxClients,
-    maxReplyBytes = DEFAULTS.maxReplyBytes,
+    maxReplyBytes = MAX_TEXT_BYTES,
     ...others
   } = options;
   checkText("hostname", hostname, 1);
@@ -299,11 +308,11 @@ function settingsOf(options: ServeOptions) {
   checkText("greeting", greeting, 0);
   if (timeout !== Infinity) checkTime("timeout", timeout, "above 0");
   checkWhole("maxClients", maxClients, 1);
-  checkWhole("maxReplyBytes", maxReplyBytes, 1);
+  checkWhole("maxReplyBytes", maxReplyBytes, 1, MAX_STRING_BYTES);
   return {
     hostname,
     port,
-    greeting: new TextEncoder().encode(greeting),
+    greeting: encoder.encode(greeting),
     timeout,
     maxClients,
     maxReplyBytes,
@@ -317,9 +326,10 @@ type Settings = ReturnType<typeof settingsOf>;
 async function acceptAll(
   listener: Deno.TcpListener,
   clients: Clients,
-  { onAcceptError }: Settings,
+  onShortage: (error: Error) => void,
 ): Promise<void> {
-  let lastError = -Infinity;
+  let lastShortage = -Infinity;
+  let lost = 0;
   while (clients.accepting) {
     // No room: further clients wait in the kernel's queue. None is refused.
     if (clients.full) {
@@ -330,38 +340,55 @@ async function acceptAll(
     try {
       connection = await listener.accept(); // 2. Accept.
     } catch (error) {
-      // Closing the listener makes a pending accept reject. And a client that
-      // reset before it was accepted must not end the program, nor keep the
-      // next one waiting.
-      if (!clients.accepting || isLostClient(error)) continue;
-      // Out of file descriptors, most likely. It is reported once a minute. To
-      // try again at once would spin: a client may leave, or time pass.
-      const now = performance.now();
-      if (now - lastError > 60_000) notify(onAcceptError, error as Error);
-      lastError = now;
-      const pause = setTimeout(() => clients.change.notify(), 100);
-      await clients.change.next();
-      clearTimeout(pause);
+      // Closing the listener makes a pending accept reject.
+      if (!clients.accepting) return;
+      if (isShortage(error)) {
+        // It is reported once a minute. To try again at once would spin: room
+        // is made by a client that leaves, or elsewhere as time passes.
+        const now = performance.now();
+        if (now - lastShortage > 60_000) onShortage(error as Error);
+        lastShortage = now;
+        const pause = setTimeout(() => clients.change.notify(), 100);
+        await clients.change.next();
+        clearTimeout(pause);
+      } else if (++lost % 100 === 0) {
+        // Any other error concerns one client, which reset before it was
+        // accepted. It ends nothing, and keeps the next one waiting only if so
+        // many are lost that this may be no error of clients, and spin.
+        await new Promise((resolve) => setTimeout(resolve, 1));
+      }
       continue;
     }
+    lost = 0;
     // Not awaited, or one client would hold up the next. Never rejects.
     if (clients.accepting) clients.serve(connection);
     else connection.close(); // The server was stopped in the meantime.
   }
 }
 
+/** Whether the system had nothing left to accept a client with. */
+function isShortage(error: unknown): boolean {
+  const { code } = error as { code?: string };
+  return code === "EMFILE" || code === "ENFILE" || code === "ENOBUFS" ||
+    code === "ENOMEM";
+}
+
 /** The clients being served, and what becomes of each. */
 class Clients {
   /** A client was greeted, or has left. */
-  readonly change = new Change();
+  readonly change: Change;
   readonly #settings: Settings;
+  readonly #callbacks: Callbacks;
   readonly #deadlines: Deadlines;
-  readonly #firstWrites = new FirstWrites(this.change);
+  readonly #firstWrites: FirstWrites;
   #accepting = true;
 
-  constructor(settings: Settings) {
+  constructor(settings: Settings, callbacks: Callbacks, change: Change) {
+    this.change = change;
     this.#settings = settings;
+    this.#callbacks = callbacks;
     this.#deadlines = new Deadlines(settings.timeout);
+    this.#firstWrites = new FirstWrites(change);
   }
 
   get accepting(): boolean {
@@ -376,13 +403,13 @@ class Clients {
   /** Serves a client, from its acceptance to its outcome. Never rejects. */
   async serve(connection: Deno.TcpConn): Promise<void> {
     const { onConnect, onOutcome, handler } = this.#settings;
-    const client = connection.remoteAddr;
-    const entry = this.#deadlines.add(connection);
-    notify(onConnect, client);
+    const address = connection.remoteAddr;
+    const client = this.#deadlines.add(connection);
+    this.#callbacks.notify(onConnect, address);
     let outcome: Outcome;
     let reply = "";
     try {
-      reply = await handle(connection, this.#settings, this.#firstWrites);
+      reply = await handle(client, this.#settings, this.#firstWrites);
       outcome = reply === "" ? "left" : "replied";
     } catch (error) {
       outcome = outcomeOf(error, handler);
@@ -390,9 +417,9 @@ class Clients {
     }
     // If the server has closed the connection, that is the outcome, whatever
     // the handler made of it.
-    if (entry.closedAs !== undefined) [outcome, reply] = [entry.closedAs, ""];
-    this.#deadlines.delete(entry);
-    notify(onOutcome, { client, outcome, reply });
+    if (client.closedAs !== undefined) [outcome, reply] = [client.closedAs, ""];
+    this.#deadlines.delete(client);
+    this.#callbacks.notify(onOutcome, { client: address, outcome, reply });
     this.change.notify();
   }
 
@@ -400,13 +427,15 @@ class Clients {
     this.#accepting = false;
   }
 
-  closeAll(): void {
-    this.#deadlines.close(Infinity, "timed-out");
+  abort(): void {
+    this.#deadlines.close(Infinity, "aborted");
   }
 
   async allGone(): Promise<void> {
-    while (this.#deadlines.size > 0) await this.change.next();
-    this.#deadlines.stop();
+    while (this.#deadlines.size > 0 || this.#callbacks.pending > 0) {
+      await this.change.next();
+    }
+    await this.#deadlines.stop();
   }
 }
 
@@ -424,29 +453,32 @@ class Change {
   }
 }
 
-/** A connection being served, in a list in the order of arrival. */
-interface Entry {
+/** A client being served, in a list in the order of arrival. */
+interface Client {
   readonly connection: Deno.TcpConn;
   /** When its time is up. */
   readonly due: number;
+  /** How often it was read from. */
+  reads: number;
   /** The outcome, once the server has closed the connection. */
   closedAs?: Outcome;
-  previous: Entry | undefined;
-  next: Entry | undefined;
+  previous: Client | undefined;
+  next: Client | undefined;
 }
 
 /**
- * The connections being served, and the time that each has left. As all have
- * the same time, the first that came is the first due, and one timer serves
- * all. They are linked by hand, as each comes and goes: a Map costs a tenth
- * more CPU per exchange.
+ * The clients being served, and the time that each has left. As all have the
+ * same time, the first that came is the first due, and one timer serves all.
+ * They are linked by hand, as each comes and goes: a Map costs more CPU.
  */
 class Deadlines {
   readonly #timeout: number;
   #size = 0;
-  #first: Entry | undefined;
-  #last: Entry | undefined;
+  #first: Client | undefined;
+  #last: Client | undefined;
+  /** Set while one is to be closed, or is being closed. */
   #timer: ReturnType<typeof setTimeout> | undefined;
+  #closing: Promise<void> | undefined;
 
   constructor(timeout: number) {
     this.#timeout = timeout;
@@ -456,53 +488,73 @@ class Deadlines {
     return this.#size;
   }
 
-  add(connection: Deno.TcpConn): Entry {
+  add(connection: Deno.TcpConn): Client {
     const due = performance.now() + this.#timeout;
     const previous = this.#last;
-    const entry: Entry = { connection, due, previous, next: undefined };
-    if (previous === undefined) this.#first = entry;
-    else previous.next = entry;
-    this.#last = entry;
+    const client = { connection, due, reads: 0, previous, next: undefined };
+    if (previous === undefined) this.#first = client;
+    else previous.next = client;
+    this.#last = client;
     this.#size++;
-    // A timer would take Infinity for 0.
-    if (due !== Infinity) {
-      this.#timer ??= setTimeout(() => this.#closeOverdue(), this.#timeout);
-    }
-    return entry;
+    if (this.#timer === undefined) this.#schedule(due, this.#timeout);
+    return client;
   }
 
-  delete(entry: Entry): void {
-    const { previous, next } = entry;
+  delete(client: Client): void {
+    const { previous, next } = client;
     if (previous === undefined) this.#first = next;
     else previous.next = next;
     if (next === undefined) this.#last = previous;
     else next.previous = previous;
-    // Else a dead entry that the garbage collector still takes for alive would
-    // keep all that came after it alive, too.
-    entry.previous = entry.next = undefined;
+    // Or a client that the garbage collector still takes for alive would keep
+    // all that came after it alive, too.
+    client.previous = client.next = undefined;
     this.#size--;
   }
 
-  /** Closes those due by then; the outcome is the same for all of them. */
+  /** Closes those due by then, and gives them the outcome. */
   close(until: number, outcome: Outcome): void {
-    let entry = this.#first;
-    for (; entry !== undefined && entry.due <= until; entry = entry.next) {
-      entry.closedAs ??= outcome;
+    let client = this.#first;
+    for (; client !== undefined && client.due <= until; client = client.next) {
+      client.closedAs ??= outcome;
       // Makes the pending read or write reject, which ends the exchange. Not
       // `close()`, which throws where a handler has closed it already.
-      entry.connection[Symbol.dispose]();
+      client.connection[Symbol.dispose]();
     }
     clearTimeout(this.#timer);
-    this.#timer = entry &&
-      setTimeout(() => this.#closeOverdue(), entry.due - performance.now());
+    this.#timer = undefined;
+    if (client === undefined) return;
+    this.#schedule(client.due, client.due - performance.now());
   }
 
-  #closeOverdue(): void {
+  async stop(): Promise<void> {
+    clearTimeout(this.#timer);
+    await this.#closing;
+  }
+
+  #schedule(due: number, left: number): void {
+    if (due === Infinity) return; // A timer would take it for 0.
+    const timeIsUp = () => this.#closing = this.#closeOverdue(due);
+    this.#timer = setTimeout(timeIsUp, left);
+  }
+
+  async #closeOverdue(due: number): Promise<void> {
+    // The timer is late: the process stood still, or a callback kept it busy.
+    // Replies may have arrived meanwhile, and are read before the time is up.
+    if (performance.now() - due > 20) {
+      await untilIdle(50, () => this.#overdueReads());
+    }
     this.close(performance.now(), "timed-out");
   }
 
-  stop(): void {
-    clearTimeout(this.#timer);
+  #overdueReads(): number | undefined {
+    const now = performance.now();
+    let reads: number | undefined;
+    let client = this.#first;
+    for (; client !== undefined && client.due <= now; client = client.next) {
+      if (client.closedAs === undefined) reads = (reads ?? 0) + client.reads;
+    }
+    return reads;
   }
 }
 
@@ -533,16 +585,39 @@ class FirstWrites {
   }
 }
 
-/** Calls back. What a callback throws or rejects with is shown, no more. */
-function notify<T>(
-  callback: ((event: T) => void | Promise<void>) | undefined,
-  event: T,
-): void {
-  try {
-    const promise = callback?.(event);
-    if (promise !== undefined) Promise.resolve(promise).catch(report);
-  } catch (error) {
-    report(error);
+/** Calls back, and counts the callbacks that are still at work. */
+class Callbacks {
+  readonly #change: Change;
+  readonly #finished: () => Promise<void>;
+  #pending = 0;
+
+  constructor(change: Change, finished: () => Promise<void>) {
+    this.#change = change;
+    this.#finished = finished;
+  }
+
+  get pending(): number {
+    return this.#pending;
+  }
+
+  /** What a callback throws or rejects with is shown, no more. */
+  notify<T>(
+    callback: ((event: T) => void | Promise<void>) | undefined,
+    event: T,
+  ): void {
+    try {
+      const promise = callback?.(event);
+      // Most return nothing. And one that returns `finished` waits for the end,
+      // so the end can't wait for it.
+      if (promise === undefined || promise === this.#finished()) return;
+      this.#pending++;
+      Promise.resolve(promise).catch(report).then(() => {
+        this.#pending--;
+        this.#change.notify();
+      });
+    } catch (error) {
+      report(error);
+    }
   }
 }
 
@@ -574,13 +649,6 @@ function isClose(error: unknown): boolean {
     error instanceof Deno.errors.Interrupted;
 }
 
-/** Whether `accept` rejected because of a client that is gone. */
-function isLostClient(error: unknown): boolean {
-  return error instanceof Deno.errors.NotConnected ||
-    error instanceof Deno.errors.ConnectionReset ||
-    error instanceof Deno.errors.ConnectionAborted;
-}
-
 // The command
 
 const HELP = `Sends each TCP client a greeting and reads its reply.
@@ -605,15 +673,11 @@ const OUTCOMES: Record<Outcome, string> = {
   "replied": "replied: ",
   "left": "left without a reply",
   "timed-out": "timed out",
+  "aborted": "cut off",
   "reset": "reset the connection",
   "too-long": "sent too long a reply",
   "failed": "failed",
 };
-
-// Windows has no SIGTERM to listen for.
-const STOP_SIGNALS: Deno.Signal[] = Deno.build.os === "windows"
-  ? ["SIGINT"]
-  : ["SIGINT", "SIGTERM"];
 
 /**
  * The command, all but `Deno.exit`: prints what happens, and ends after one
@@ -631,33 +695,45 @@ const STOP_SIGNALS: Deno.Signal[] = Deno.build.os === "windows"
  * wrong, 130 ended by a second stop signal.
  */
 export async function main(args: string[]): Promise<number> {
-  const flags = commandLine(args, parse, HELP);
-  if (typeof flags === "number") return flags;
-  const { once, quiet, ...options } = flags;
+  const out = new LineWriter();
+  const flags = await commandLine(args, parse, HELP, out);
+  return typeof flags === "number" ? flags : await run(flags, out);
+}
 
+async function run(flags: Flags, out: LineWriter): Promise<number> {
+  const { once, quiet, ...options } = flags;
   let code = 0;
   let served = 0;
   let active = 0;
-  const stop = new AbortController();
+  let signals = 0;
+  let over = false;
   let server: Server;
+  const stop = new AbortController();
+  // From before the server listens, or a signal that comes right after the line
+  // that says so would end the program, until the lines are out.
+  using _ = onStopSignal(() => {
+    if (++signals > 1 || over) return stop.abort();
+    out.write(`Stopping: ${count(active)} to finish`);
+    server.shutdown();
+  });
   try {
     server = serve({
       ...options,
       signal: stop.signal,
-      onListen: (address) => print(`Listening on ${format(address)}`),
+      onListen: (address) => {
+        out.write(`Listening on ${format(address)}`);
+      },
       onConnect: (client) => {
         served++;
         active++;
-        if (!quiet) print(`${format(client)} connected`);
-        // Not awaited here: main awaits the end below.
-        if (once) server.shutdown();
+        if (!quiet) out.write(`${format(client)} connected`);
+        return once ? server.shutdown() : undefined;
       },
       onOutcome: ({ client, outcome, reply }) => {
         active--;
         if (once && outcome !== "replied" && outcome !== "left") code = 1;
-        if (!quiet) {
-          print(`${format(client)} ${OUTCOMES[outcome]}${printable(reply)}`);
-        }
+        if (quiet) return;
+        out.write(`${format(client)} ${OUTCOMES[outcome]}${printable(reply)}`);
       },
       onAcceptError: ({ message }) =>
         fail(`no client can be accepted for now, still trying: ${message}`),
@@ -666,21 +742,31 @@ export async function main(args: string[]): Promise<number> {
     fail(explain(error as Error, format(options)));
     return 1;
   }
-
-  let signalled = false;
-  const onSignal = () => {
-    if (signalled) return stop.abort();
-    signalled = true;
-    print(`Stopping: ${count(active)} to finish`);
-    server.shutdown();
-  };
-  for (const signal of STOP_SIGNALS) Deno.addSignalListener(signal, onSignal);
   await server.finished;
-  for (const signal of STOP_SIGNALS) {
-    Deno.removeSignalListener(signal, onSignal);
-  }
-  print(`Served ${count(served)}`);
-  return stop.signal.aborted ? 130 : code;
+  over = true;
+  out.write(`Served ${count(served)}`);
+  // Lines that nobody takes must not keep the server from its end.
+  await untilIdle(
+    1000,
+    () => stop.signal.aborted ? undefined : out.progress,
+    Infinity,
+  );
+  if (stop.signal.aborted) return 130;
+  return once && served === 0 ? 1 : code;
+}
+
+/** Calls back at each stop signal, until it is disposed of. */
+function onStopSignal(callback: () => void): Disposable {
+  // Windows has no SIGTERM to listen for.
+  const signals: Deno.Signal[] = Deno.build.os === "windows"
+    ? ["SIGINT"]
+    : ["SIGINT", "SIGTERM"];
+  for (const signal of signals) Deno.addSignalListener(signal, callback);
+  return {
+    [Symbol.dispose]() {
+      for (const signal of signals) Deno.removeSignalListener(signal, callback);
+    },
+  };
 }
 
 /** Reads the flags, as {@linkcode commandLine} wants it. */
@@ -698,10 +784,13 @@ function parse(args: string[]) {
   const timeout = milliseconds(flags.timeout);
   const maxClients = wholeNumber(flags["max-clients"]);
   checkWhole("--port", port, 0, 65_535, flags.port);
+  checkLength("--greeting", greeting);
   checkTime("--timeout", timeout, "above 0", flags.timeout);
   checkWhole("--max-clients", maxClients, 1, undefined, flags["max-clients"]);
   return { hostname, port, greeting, timeout, maxClients, once, quiet };
 }
+
+type Flags = NonNullable<ReturnType<typeof parse>>;
 
 /** What went wrong when listening, in a sentence for a person. */
 function explain(error: Error, address: string): string {
@@ -727,19 +816,32 @@ function count(clients: number): string {
 // From here to the last line, server.ts and client.ts are the same to the
 // letter: each runs alone, so neither can import what both need.
 
+/** The longest text, in bytes, that either command sends or takes. */
+const MAX_TEXT_BYTES = 64 * 1024;
+
+/** The longest text that a string can hold, in bytes that are ASCII. */
+const MAX_STRING_BYTES = 536_870_888;
+
+const encoder = new TextEncoder();
+
 // Without `ignoreBOM`, a text would lose the U+FEFF that it may begin with.
 const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
 
-/** Reads to the end of what the peer sends. One read is not one message. */
+/**
+ * Reads to the end of what the peer sends. One read is not one message. Counts
+ * the reads, for a deadline that comes late.
+ */
 async function receive(
   connection: Deno.TcpConn,
   limit: number,
+  counter: { reads: number },
 ): Promise<string> {
   // Small at first, as each silent peer holds it.
   let buffer = new Uint8Array(128);
   let length = 0;
   for (;;) {
     const count = await connection.read(buffer.subarray(length));
+    counter.reads++;
     // Decoded as a whole, as a character may be split over two reads.
     if (count === null) return decoder.decode(buffer.subarray(0, length));
     length += count;
@@ -761,6 +863,29 @@ async function send(
   }
 }
 
+/**
+ * Resolves after so many milliseconds without progress, when progress is
+ * undefined, or after a second. A process may stand still (Ctrl-Z, a paused
+ * container), and its timers then run before its pending reads: so it is turns
+ * of the event loop that count, of which it loses one.
+ */
+async function untilIdle(
+  milliseconds: number,
+  progress: () => number | undefined,
+  atMost = 1000,
+): Promise<void> {
+  const turn = 5;
+  let last = progress();
+  let idle = 0;
+  for (let all = 0; idle < milliseconds && all < atMost; all += turn) {
+    if (last === undefined) return;
+    await new Promise((resolve) => setTimeout(resolve, turn));
+    const now = progress();
+    idle = now === last ? idle + turn : 0;
+    last = now;
+  }
+}
+
 // The checks. `given` is the number as it stood on the command line.
 
 function checkText(name: string, text: string, leastLength: 0 | 1): void {
@@ -768,6 +893,15 @@ function checkText(name: string, text: string, leastLength: 0 | 1): void {
     const demand = leastLength === 0 ? "" : " that is not empty";
     throw new TypeError(`${name} must be a text${demand}`);
   }
+}
+
+/** For the command line: what the other side's command would not take. */
+function checkLength(name: string, text: string): void {
+  const { length } = encoder.encode(text);
+  if (length <= MAX_TEXT_BYTES) return;
+  throw new RangeError(
+    `${name} must be at most ${MAX_TEXT_BYTES} bytes, not ${length}`,
+  );
 }
 
 function checkWhole(
@@ -811,23 +945,24 @@ function shown(value: unknown, given: string | undefined): string {
  * Gives what `parse` makes of the command line. If that is nothing, or throws,
  * prints the help, or what is wrong, and gives the exit code.
  */
-function commandLine<T>(
+async function commandLine<T>(
   args: string[],
   parse: (args: string[]) => T | undefined,
   help: string,
-): T | number {
+  out: LineWriter,
+): Promise<T | number> {
   try {
     const flags = parse(args);
     if (flags !== undefined) return flags;
-    print(help);
-    return 0;
   } catch (error) {
     fail(`${(error as Error).message}; see --help`);
     return 2;
   }
+  await out.write(help);
+  return 0;
 }
 
-type Flags<Valued extends string, Switch extends string> =
+type ParsedFlags<Valued extends string, Switch extends string> =
   & Record<Valued, string>
   & Record<Switch, boolean>;
 
@@ -839,10 +974,18 @@ function parseFlags<Valued extends string, Switch extends string>(
   args: string[],
   defaults: Record<Valued, string>,
   switches: Switch[],
-): Flags<Valued, Switch> | undefined {
+): ParsedFlags<Valued, Switch> | undefined {
   const valued = Object.keys(defaults);
+  const odd: string[] = [];
   const stray: string[] = [];
-  const flags = parseArgs(args, {
+  const end = args.includes("--") ? args.indexOf("--") : args.length;
+  // Switches with a value, as `parseArgs` takes any but "false" for on.
+  const plain = args.filter((arg, i) => {
+    const name = i < end && switchWithValue(arg, args[i + 1], switches);
+    if (name) odd.push(name);
+    return !name;
+  });
+  const flags = parseArgs(plain, {
     string: valued,
     boolean: [...switches as string[], "help"],
     alias: { port: "p", quiet: "q", help: "h" },
@@ -854,6 +997,7 @@ function parseFlags<Valued extends string, Switch extends string>(
     },
   });
   if (flags.help) return undefined;
+  if (odd.length > 0) throw new TypeError(`--${odd[0]} takes no value`);
   for (const name of valued) {
     if (flags[name] !== "") continue;
     throw new TypeError(
@@ -862,7 +1006,23 @@ function parseFlags<Valued extends string, Switch extends string>(
   }
   const [first] = [...stray, ...flags["--"]];
   if (first !== undefined) throw new TypeError(`unexpected "${first}"`);
-  return flags as unknown as Flags<Valued, Switch>;
+  return flags as unknown as ParsedFlags<Valued, Switch>;
+}
+
+/** The switch that is given a value, as in `--quiet=no`, `-q9`, `-q false`. */
+function switchWithValue(
+  arg: string,
+  next: string | undefined,
+  switches: string[],
+): string | undefined {
+  const followed = next === "true" || next === "false";
+  const [, long] = arg.match(followed ? /^--(\w+)(?:=|$)/ : /^--(\w+)=/) ?? [];
+  const [, short] =
+    arg.match(followed ? /^-[qh]*([qh])(?![a-z])/i : /^-[qh]*([qh])[^a-z]/i) ??
+      [];
+  return [...switches, "help"].find((name) =>
+    name === long || name[0] === short
+  );
 }
 
 /** NaN for what is not a whole decimal number. */
@@ -896,30 +1056,118 @@ function printable(text: string): string {
   );
 }
 
-let torn = false;
+/**
+ * Writes lines to stdout, in order, without blocking: while the reader of a pipe
+ * does not read, or after Ctrl-S, `console.log` would hold up every connection,
+ * and the stop signals, too.
+ */
+class LineWriter {
+  /** The first error of a write. The lines of that write are lost. */
+  failure: Error | undefined;
+  readonly #lines: string[] = [];
+  #stored = 0;
+  #dropped = 0;
+  #pieces = 0;
+  #torn = false;
+  #writing: Promise<void> | undefined;
+  // More than 4096 bytes may be written to a pipe in part, and then come twice.
+  readonly #buffer = new Uint8Array(4096);
 
-/** Prints a line. A full disk or a closed pipe costs this line and no more. */
-function print(line: string): void {
-  try {
-    // Of a line that failed, a part may stand there: begin on a fresh one.
-    console.log(torn ? `\n${line}` : line);
-    torn = false;
-  } catch {
-    torn = true;
+  /** Pieces that were written, or undefined if there is nothing to write. */
+  get progress(): number | undefined {
+    return this.#writing && this.#pieces;
+  }
+
+  /** Resolves when all lines have been written, or are lost. */
+  get written(): Promise<void> {
+    return this.#writing ?? Promise.resolve();
+  }
+
+  /** Takes a line, or drops it where a mebibyte waits. Gives `written`. */
+  write(line: string): Promise<void> {
+    if (this.#stored + line.length > 2 ** 20) this.#dropped++;
+    else this.#store(line);
+    return this.#writing ??= this.#writeAll();
+  }
+
+  #store(line: string): void {
+    this.#lines.push(`${line}\n`);
+    this.#stored += line.length;
+  }
+
+  async #writeAll(): Promise<void> {
+    while (this.#lines.length > 0) {
+      const piece = this.#nextPiece();
+      try {
+        await this.#writePiece(piece);
+        this.#torn = false;
+      } catch (error) {
+        // A full disk or a closed pipe. A part of the piece may stand there:
+        // the next one begins on a fresh line.
+        this.failure ??= error as Error;
+        this.#torn = true;
+      }
+      this.#pieces++;
+      if (this.#dropped > 0) {
+        const lines = this.#dropped === 1 ? "line" : "lines";
+        this.#store(`${this.#dropped} ${lines} dropped`);
+        this.#dropped = 0;
+      }
+    }
+    this.#writing = undefined;
+  }
+
+  /** Takes whole lines, or else a part of a line, from the store. */
+  #nextPiece(): Uint8Array {
+    let length = 0;
+    if (this.#torn) this.#buffer[length++] = 0x0a; // a line end
+    let whole = 0;
+    for (const line of this.#lines) {
+      const free = this.#buffer.subarray(length);
+      const { read, written } = encoder.encodeInto(line, free);
+      const isPart = read < line.length;
+      if (isPart && whole > 0) break;
+      length += written;
+      this.#stored -= read;
+      if (isPart) {
+        this.#lines[0] = line.slice(read);
+        break;
+      }
+      whole++;
+    }
+    this.#lines.splice(0, whole);
+    return this.#buffer.subarray(0, length);
+  }
+
+  async #writePiece(piece: Uint8Array): Promise<void> {
+    let written = 0;
+    while (written < piece.length) {
+      try {
+        written += await Deno.stdout.write(piece.subarray(written));
+      } catch (error) {
+        // Another program that shares a pipe can have set it not to block.
+        if (!(error instanceof Deno.errors.WouldBlock)) throw error;
+        await new Promise((resolve) => setTimeout(resolve, 10));
+      }
+    }
   }
 }
 
-/** Writes to stderr, or nowhere where that fails. */
-function report(trouble: unknown): void {
+/**
+ * Shows an error on stderr, or nowhere where that fails. It may quote a peer,
+ * so nothing in it but its line ends can drive the terminal.
+ */
+function report(error: unknown): void {
   try {
-    console.error(trouble);
+    const text = typeof error === "string" ? error : Deno.inspect(error);
+    console.error(text.split("\n").map(printable).join("\n"));
   } catch {
     // There is no other place to say it.
   }
 }
 
 function fail(message: string): void {
-  report(printable(`error: ${message}`));
+  report(`error: ${printable(message)}`);
 }
 
 if (import.meta.main) Deno.exit(await main(Deno.args));

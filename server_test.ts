@@ -1,6 +1,7 @@
 /**
- * Tests of the server and the client: against each other, against raw sockets,
- * and over connections in memory for what sockets won't do on demand.
+ * Tests of the server and the client. First that the connections in memory
+ * behave as real sockets do, then `serve`, `exchange`, the two commands and
+ * both sides together. The connections in memory and the helpers come last.
  *
  * ```sh
  * deno test --allow-net
@@ -17,19 +18,20 @@ import {
   assertThrows,
 } from "@std/assert";
 import { connect as connectNode, createServer } from "node:net";
-import { exchange, main as client } from "./client.ts";
+import { exchange, main as clientMain } from "./client.ts";
 import {
   type Exchange,
-  main as server,
+  main as serverMain,
+  type Outcome,
   serve,
   type ServeOptions,
+  type Server,
 } from "./server.ts";
 
 const GREETING = "你好,客戶端,我是服務器";
 const REPLY = "你好服務器";
 const LIMIT = 64 * 1024;
-
-// Helpers
+const MORE_THAN_BUFFERS = "x".repeat(20_000_000);
 
 const { state } = await Deno.permissions.query({ name: "net" });
 if (state !== "granted") {
@@ -37,6 +39,2445 @@ if (state !== "granted") {
     "Without net access, some are ignored: `deno test --allow-net` runs them all.",
   );
 }
+
+// Connections in memory behave as real sockets do: the same checks run on both.
+
+/** What the peer does. */
+interface PeerOf {
+  sends?: string;
+  /** Whether it then ends its half. */
+  ends?: boolean;
+  /** Whether it reads. */
+  reads?: boolean;
+}
+
+const connectionsTo = {
+  "in memory": ({ sends, ends, reads = true }: PeerOf) =>
+    Promise.resolve(
+      new MemoryConnection({
+        reads: [...sends ? [sends] : [], ...ends ? [null] : []],
+        write: reads ? undefined : never,
+      }),
+    ),
+  "real": async ({ sends = "", ends, reads = true }: PeerOf) => {
+    using listener = listen();
+    const [connection, peer] = await Promise.all([
+      Deno.connect({ port: listener.addr.port }),
+      listener.accept(),
+    ]);
+    await writeAll(peer, sends);
+    if (ends) await peer.closeWrite();
+    // Until this side closes: then a read of the peer ends.
+    const end = reads ? readAll(peer).catch(() => {}) : Promise.resolve();
+    opened.push(async () => {
+      await end;
+      peer.close();
+    });
+    return connection;
+  },
+};
+
+/** What the checks opened, to be closed. */
+const opened: (() => Promise<void>)[] = [];
+
+const checks: Record<
+  string,
+  (to: (peer: PeerOf) => Promise<Deno.TcpConn>) => Promise<void>
+> = {
+  "a close makes the pending read reject": async (to) => {
+    const connection = await to({});
+    const read = connection.read(new Uint8Array(1));
+    connection.close();
+    await assertRejects(() => read, Deno.errors.Interrupted);
+  },
+  "a close makes the pending write reject": async (to) => {
+    const connection = await to({ reads: false });
+    const write = writeAll(connection, MORE_THAN_BUFFERS);
+    await turn();
+    connection[Symbol.dispose]();
+    await assertRejects(() => write, Deno.errors.Interrupted);
+  },
+  "after the close, every call rejects": async (to) => {
+    const connection = await to({});
+    connection.close();
+    connection[Symbol.dispose]();
+    const { BadResource } = Deno.errors;
+    const bytes = new Uint8Array(1);
+    await assertRejects(() => connection.read(bytes), BadResource);
+    await assertRejects(() => connection.write(bytes), BadResource);
+    await assertRejects(() => connection.closeWrite(), BadResource);
+    assertThrows(() => connection.close(), BadResource);
+  },
+  "after the half-close, it can read and not write": async (to) => {
+    using connection = await to({ sends: "hi", ends: true });
+    await connection.closeWrite();
+    await connection.closeWrite();
+    assertEquals(await readAll(connection), "hi");
+    const bytes = new Uint8Array(1);
+    await assertRejects(() => connection.write(bytes), Deno.errors.BrokenPipe);
+  },
+  "the end is read again and again": async (to) => {
+    using connection = await to({ sends: "hi", ends: true });
+    const bytes = new Uint8Array(4);
+    const counts = [];
+    for (let i = 0; i < 3; i++) counts.push(await connection.read(bytes));
+    assertEquals(counts, [2, null, null]);
+  },
+  "what does not fit into a read stays for the next": async (to) => {
+    using connection = await to({ sends: "abc", ends: true });
+    const bytes = new Uint8Array(2);
+    const counts = [await connection.read(bytes), await connection.read(bytes)];
+    assertEquals([counts, bytes], [[2, 1], encode("cb")]);
+  },
+};
+
+for (const [what, check] of Object.entries(checks)) {
+  test(`connection in memory: ${what}`, () =>
+    check(connectionsTo["in memory"]));
+
+  socketTest(`real connection: ${what}`, async () => {
+    await check(connectionsTo["real"]);
+    for (const close of opened.splice(0)) await close();
+  });
+}
+
+for (
+  const [kind, give] of [
+    ["in memory", () => new MemoryListener([])],
+    ["real", listen],
+  ] as const
+) {
+  const run = kind === "real" ? socketTest : test;
+  run(`listener ${kind}: a close makes the pending accept reject`, async () => {
+    const listener = give();
+    const accept = listener.accept();
+    listener[Symbol.dispose]();
+    listener[Symbol.dispose]();
+    await assertRejects(() => accept, Deno.errors.BadResource);
+    await assertRejects(() => listener.accept(), Deno.errors.BadResource);
+  });
+}
+
+socketTest("a real connection to itself has one address twice", async () => {
+  const free = listen();
+  const { port } = free.addr;
+  free.close();
+  const address = { host: "127.0.0.1", localAddress: "127.0.0.1" };
+  const socket = connectNode({ ...address, port, localPort: port });
+  await new Promise((connected, failed) => {
+    socket.once("connect", connected);
+    socket.once("error", failed);
+  });
+  assertEquals([socket.localPort, socket.remotePort], [port, port]);
+  await new Promise((closed) => socket.once("close", closed).destroy());
+}, Deno.build.os === "linux");
+
+// serve: the exchange
+
+socketTest(
+  "serve: its half ends after the greeting, the client's does not",
+  async () => {
+    await using server = start();
+    using connection = await Deno.connect({ port: server.port });
+    assertEquals(await readAll(connection), GREETING);
+    await writeAll(connection, "still ");
+    await writeAll(connection, "here");
+    await connection.closeWrite();
+    assertEquals((await server.over.next()).reply, "still here");
+  },
+);
+
+socketTest(
+  "serve: a client that replies before it reads is heard and greeted",
+  async () => {
+    await using server = start();
+    using connection = await Deno.connect({ port: server.port });
+    await writeAll(connection, REPLY);
+    await connection.closeWrite();
+    assertEquals((await server.over.next()).reply, REPLY);
+    assertEquals(await readAll(connection), GREETING);
+  },
+);
+
+socketTest(
+  "serve: a client that has replied and gone before it is accepted is heard",
+  async () => {
+    await using server = start({ maxClients: 1 });
+    using first = await Deno.connect({ port: server.port });
+    await server.connected.next();
+    const early = await Deno.connect({ port: server.port });
+    await writeAll(early, REPLY);
+    early.close();
+    first.close();
+    assertEquals((await server.over.next()).outcome, "left");
+    const { outcome, reply } = await server.over.next();
+    assertEquals([outcome, reply], ["replied", REPLY]);
+  },
+  // Other systems may tell of the reset that the greeting meets instead.
+  Deno.build.os === "linux",
+);
+
+socketTest(
+  "serve: the lesson's client is served: one recv, one send, close",
+  async () => {
+    await using server = start();
+    using connection = await Deno.connect({ port: server.port });
+    const buffer = new Uint8Array(1024);
+    const count = await connection.read(buffer);
+    assertEquals(buffer.subarray(0, count!), encode(GREETING));
+    await writeAll(connection, REPLY);
+    connection[Symbol.dispose]();
+    assertEquals((await server.over.next()).reply, REPLY);
+  },
+);
+
+socketTest(
+  "serve: a reply comes with the address that it came from",
+  async () => {
+    await using server = start();
+    using first = await Deno.connect({ port: server.port });
+    using second = await Deno.connect({ port: server.port });
+    for (const connection of [second, first]) {
+      const { port } = connection.localAddr;
+      await writeAll(connection, `from ${port}`);
+      await connection.closeWrite();
+      const { client, reply } = await server.over.next();
+      assertEquals([client.port, reply], [port, `from ${port}`]);
+    }
+  },
+);
+
+socketTest(
+  "serve: the greeting can be chosen, and is sent as it is",
+  async () => {
+    const greeting = "\uFEFFhello\r\n\0";
+    await using server = start({ greeting });
+    using connection = await Deno.connect({ port: server.port });
+    assertEquals(await readAll(connection), greeting);
+  },
+);
+
+for (const [how, reads] of Object.entries(pieces())) {
+  test(`serve: a reply that comes ${how} is read whole`, async () => {
+    const peer = new MemoryConnection({ reads: [...reads, null] });
+    await using server = startInMemory([peer]);
+    assertEquals((await server.over.next()).reply, TEXT);
+  });
+}
+
+socketTest(
+  "serve: a reply in pieces on a real connection is read whole",
+  async () => {
+    await using server = start();
+    using connection = await Deno.connect({ port: server.port });
+    connection.setNoDelay();
+    for (const byte of encode(TEXT)) {
+      await writeAll(
+        connection,
+        Uint8Array.of(byte),
+      );
+    }
+    await connection.closeWrite();
+    assertEquals((await server.over.next()).reply, TEXT);
+  },
+);
+
+test("serve: a greeting is sent whole where a write takes one byte", async () => {
+  const peer = new MemoryConnection({ reads: [null], write: () => 1 });
+  await using server = startInMemory([peer], { greeting: TEXT });
+  await server.over.next();
+  assertEquals(new Uint8Array(peer.sent), encode(TEXT));
+});
+
+test("serve: bytes that are not UTF-8 become U+FFFD in a reply", async () => {
+  const peer = new MemoryConnection({
+    reads: [Uint8Array.of(0xff, 0x41, 0xe4), null],
+  });
+  await using server = startInMemory([peer]);
+  assertEquals((await server.over.next()).reply, "\uFFFDA\uFFFD");
+});
+
+socketTest(
+  "serve: a slow reader gets the whole of a long greeting",
+  async () => {
+    const greeting = "好".repeat(2_000_000);
+    await using server = start({ greeting });
+    using connection = await Deno.connect({ port: server.port });
+    await server.connected.next();
+    assertEquals(
+      await exchange({ port: server.port, maxGreetingBytes: 6_000_000 }),
+      greeting,
+    );
+    assertEquals(await readAll(connection), greeting);
+  },
+);
+
+// serve: a handler of one's own
+
+socketTest("serve: what a handler resolves to is the reply", async () => {
+  await using server = start({
+    greeting: "name? ",
+    handler: async (connection) => {
+      const name = await readLine(connection);
+      await writeAll(connection, `hello, ${name}\n`);
+      return name;
+    },
+  });
+  using connection = await Deno.connect({ port: server.port });
+  await writeAll(connection, "Ann\n");
+  // The handler could write after the greeting: there was no half-close.
+  assertEquals(await readAll(connection), "name? hello, Ann\n");
+  const { outcome, reply } = await server.over.next();
+  assertEquals([outcome, reply], ["replied", "Ann"]);
+});
+
+test("serve: the connection is closed when the handler has settled", async () => {
+  const peer = new MemoryConnection();
+  const before: string[] = [];
+  await using server = startInMemory([peer], {
+    handler: () => Promise.resolve(`${before.push(...peer.log)}`),
+  });
+  await server.over.next();
+  assertEquals([before, peer.log], [["write"], ["write", "close"]]);
+});
+
+test("serve: an empty text of a handler is no reply", async () => {
+  const handler = () => Promise.resolve("");
+  await using server = startInMemory([new MemoryConnection()], { handler });
+  assertEquals((await server.over.next()).outcome, "left");
+});
+
+const connectionErrors = [
+  Deno.errors.ConnectionReset,
+  Deno.errors.ConnectionAborted,
+  Deno.errors.BrokenPipe,
+  Deno.errors.NotConnected,
+  Deno.errors.TimedOut,
+  Deno.errors.BadResource,
+  Deno.errors.Interrupted,
+];
+
+for (const type of connectionErrors) {
+  test(`serve: a handler that rejects with ${type.name} means a reset`, async () => {
+    using stderr = capture();
+    const handler = () => Promise.reject(new type("gone"));
+    await using server = startInMemory([new MemoryConnection()], { handler });
+    const { outcome, reply } = await server.over.next();
+    assertEquals([outcome, reply, stderr.all], ["reset", "", []]);
+  });
+}
+
+for (
+  const { how, handler } of [
+    {
+      how: "rejects",
+      handler: () => Promise.reject(new TypeError("my mistake")),
+    },
+    {
+      how: "throws",
+      handler: () => {
+        throw new TypeError("my mistake");
+      },
+    },
+    {
+      how: "finds something too long",
+      handler: () => Promise.reject(new Deno.errors.InvalidData("my mistake")),
+    },
+  ]
+) {
+  test(`serve: a handler that ${how} has failed, and is reported`, async () => {
+    using stderr = capture();
+    const peers = [new MemoryConnection(), new MemoryConnection()];
+    await using server = startInMemory(peers, { handler });
+    for (const peer of peers) {
+      const { outcome, reply } = await server.over.next();
+      assertEquals([outcome, reply, peer.log.at(-1)], ["failed", "", "close"]);
+    }
+    assertEquals(stderr.all.length, 2);
+    assertMatch(stderr.all[0]!, /my mistake/);
+  });
+}
+
+test("serve: once the time is up, nothing that a handler does changes the outcome", async () => {
+  const go = Promise.withResolvers<void>();
+  const next = new MemoryConnection();
+  const server = startInMemory([new MemoryConnection(), next], {
+    timeout: 20,
+    maxClients: 1,
+    handler: async (connection) => {
+      await connection.read(new Uint8Array(1)).catch(() => {});
+      if (connection === next) return "";
+      closed.resolve();
+      await go.promise;
+      return "a reply of my own";
+    },
+  });
+  const closed = Promise.withResolvers<void>();
+  await closed.promise;
+  const down = server.shutdown();
+  await turn();
+  // Its place and the end wait for the handler.
+  assertEquals([server.connected.all.length, server.over.all], [1, []]);
+  go.resolve();
+  await down;
+  assertEquals(server.over.all.map(({ outcome, reply }) => [outcome, reply]), [
+    ["timed-out", ""],
+  ]);
+});
+
+test("serve: a handler is called where the greeting could not be delivered", async () => {
+  const peer = new MemoryConnection({
+    write: () => fail(new Deno.errors.BrokenPipe("gone")),
+    reads: ["said before", null],
+  });
+  await using server = startInMemory([peer], { handler: readAll });
+  assertEquals((await server.over.next()).reply, "said before");
+});
+
+for (const type of [Deno.errors.ConnectionReset, Deno.errors.Interrupted]) {
+  test(`serve: no handler is called where the greeting met ${type.name}`, async () => {
+    let called = false;
+    const peer = new MemoryConnection({ write: () => fail(new type("")) });
+    await using server = startInMemory([peer], {
+      handler: () => Promise.resolve(`${called = true}`),
+    });
+    assertEquals((await server.over.next()).outcome, "reset");
+    assertEquals(called, false);
+  });
+}
+
+test("serve: an empty greeting sends nothing, and nothing is paced", async () => {
+  const handler = (connection: Deno.TcpConn) => readAll(connection);
+  const peers = Array.from({ length: 100 }, () => new MemoryConnection());
+  const controller = new AbortController();
+  const { signal } = controller;
+  const server = startInMemory(peers, { greeting: "", handler, signal });
+  for (const _ of peers) await server.connected.next();
+  controller.abort();
+  await server.finished;
+  assertEquals(peers[0]!.log, ["read", "close"]);
+});
+
+test("serve: with a timeout of Infinity, there is no timer", async () => {
+  using timer = timers();
+  const peer = new MemoryConnection({ reads: ["hello", null] });
+  await using server = startInMemory([peer], { timeout: Infinity });
+  assertEquals((await server.over.next()).reply, "hello");
+  assertEquals(timer.delays, []);
+});
+
+// serve: clients that fail
+
+socketTest("serve: a client that ends without a reply has left", async () => {
+  await using server = start();
+  using connection = await Deno.connect({ port: server.port });
+  await connection.closeWrite();
+  const { outcome, reply } = await server.over.next();
+  assertEquals([outcome, reply], ["left", ""]);
+});
+
+socketTest("serve: a silent client is closed when its time is up", async () => {
+  await using server = start({ timeout: 50 });
+  // Twice, as the second one comes when no deadline is running.
+  for (let i = 0; i < 2; i++) {
+    const began = performance.now();
+    using connection = await Deno.connect({ port: server.port });
+    assertEquals(await readAll(connection), GREETING);
+    assertEquals((await server.over.next()).outcome, "timed-out");
+    assert(performance.now() - began >= 50);
+  }
+});
+
+test("serve: a client that keeps sending gets no more time", async () => {
+  await using server = startInMemory([dribbler()], { timeout: 50 });
+  const { outcome, reply } = await server.over.next();
+  assertEquals([outcome, reply], ["timed-out", ""]);
+});
+
+test("serve: each client has its own time, whoever came before", async () => {
+  const [silent, busy, last] = [
+    new MemoryConnection(),
+    new MemoryConnection({ reads: ["hi", null] }),
+    new MemoryConnection(),
+  ];
+  await using server = startInMemory([silent, busy, last], { timeout: 30 });
+  const outcomes = [];
+  for (let i = 0; i < 3; i++) outcomes.push((await server.over.next()).outcome);
+  assertEquals(outcomes, ["replied", "timed-out", "timed-out"]);
+});
+
+socketTest(
+  "serve: a client that does not take a long greeting runs out of time",
+  async () => {
+    const server = start({ greeting: MORE_THAN_BUFFERS, timeout: 50 });
+    using _deaf = await Deno.connect({ port: server.port });
+    assertEquals((await server.over.next()).outcome, "timed-out");
+    await server.shutdown();
+  },
+);
+
+socketTest(
+  "serve: an abort ends a long greeting that is not taken",
+  async () => {
+    const controller = new AbortController();
+    const { signal } = controller;
+    const server = start({ greeting: MORE_THAN_BUFFERS, signal });
+    using _deaf = await Deno.connect({ port: server.port });
+    await server.connected.next();
+    await turn();
+    controller.abort();
+    await server.finished;
+    assertEquals(server.over.all.map(({ outcome }) => outcome), ["aborted"]);
+  },
+);
+
+for (
+  const { what, reply } of [
+    { what: "short replies", reply: REPLY },
+    { what: "replies of 60 kB", reply: "x".repeat(60_000) },
+  ]
+) {
+  socketTest(
+    `serve: after a standstill, ${what} that came in time are read`,
+    async () => {
+      await using server = start({ timeout: 400 });
+      const connections = [];
+      for (let i = 0; i < 50; i++) {
+        const connection = await Deno.connect({ port: server.port });
+        await readAll(connection);
+        connections.push(connection);
+      }
+      for (const connection of connections) {
+        // As one write, which the buffers take at once.
+        const written = connection.write(encode(reply));
+        connection.closeWrite();
+        written.catch(() => {});
+      }
+      standStill(600);
+      const outcomes = new Map<Outcome, number>();
+      for (const connection of connections) {
+        const { outcome } = await server.over.next();
+        outcomes.set(outcome, 1 + (outcomes.get(outcome) ?? 0));
+        connection.close();
+      }
+      assertEquals([...outcomes], [["replied", 50]]);
+    },
+  );
+}
+
+socketTest(
+  "serve: after a standstill, the time of a silent client is soon up",
+  async () => {
+    await using server = start({ timeout: 100 });
+    using _silent = await Deno.connect({ port: server.port });
+    await server.connected.next();
+    standStill(200);
+    const began = performance.now();
+    assertEquals((await server.over.next()).outcome, "timed-out");
+    assert(performance.now() - began < 1000);
+  },
+);
+
+test("serve: after a standstill, a client that keeps sending gets no more than a second", async () => {
+  await using server = startInMemory([dribbler()], { timeout: 20 });
+  await server.connected.next();
+  standStill(100);
+  assertEquals((await server.over.next()).outcome, "timed-out");
+});
+
+socketTest(
+  "serve: a client that resets before it is accepted harms nobody",
+  async () => {
+    await using server = start({ maxClients: 1 });
+    using first = await Deno.connect({ port: server.port });
+    await server.connected.next();
+    for (let i = 0; i < 20; i++) await (await resetter(server.port)).reset();
+    first.close();
+    assertEquals((await server.over.next()).outcome, "left");
+    assertEquals(await exchange({ port: server.port }), GREETING);
+  },
+);
+
+socketTest(
+  "serve: a client that resets before its reply has reset",
+  async () => {
+    await using server = start();
+    const rude = await resetter(server.port);
+    await server.connected.next();
+    await rude.reset();
+    const { client, outcome } = await server.over.next();
+    assertEquals([client.port, outcome], [rude.port, "reset"]);
+    assertEquals(await exchange({ port: server.port }), GREETING);
+  },
+);
+
+socketTest(
+  "serve: a reply that breaks off in a reset is not a reply",
+  async () => {
+    await using server = start();
+    const rude = await resetter(server.port);
+    await rude.write("half a re");
+    await server.connected.next();
+    await rude.reset();
+    const { outcome, reply } = await server.over.next();
+    assertEquals([outcome, reply], ["reset", ""]);
+  },
+);
+
+test("serve: an error of any call on one connection stays with its client", async () => {
+  const error = new Deno.errors.BrokenPipe("broken");
+  const fail = () => {
+    throw error;
+  };
+  const behaviours: Behaviour[] = [
+    { write: fail, reads: [error] },
+    { write: (data) => data.length > 5 ? 5 : fail(), reads: [error] },
+    { closeWrite: fail, reads: [error] },
+    { reads: [error] },
+    { reads: ["half", error] },
+    { reads: ["hello", null] },
+  ];
+  const peers = behaviours.map((behaviour) => new MemoryConnection(behaviour));
+  await using server = startInMemory(peers);
+  const outcomes = [];
+  for (const _ of peers) outcomes.push((await server.over.next()).outcome);
+  assertEquals(outcomes.sort(), [...Array(5).fill("reset"), "replied"].sort());
+  for (const { log } of peers) assertEquals(log.at(-1), "close");
+});
+
+test("serve: an outcome comes when the connection is closed", async () => {
+  const peer = new MemoryConnection({ reads: ["hello", null] });
+  const last = new Events<string | undefined>();
+  await using _server = startInMemory([peer], {
+    onOutcome: () => last.push(peer.log.at(-1)),
+  });
+  assertEquals(await last.next(), "close");
+});
+
+test("serve: a client that can't be greeted any more is still heard", async () => {
+  const fail = () => {
+    throw new Deno.errors.BrokenPipe("broken");
+  };
+  const peers = [
+    new MemoryConnection({ write: fail, reads: ["one", null] }),
+    new MemoryConnection({ closeWrite: fail, reads: ["two", null] }),
+  ];
+  await using server = startInMemory(peers);
+  const replies = [await server.over.next(), await server.over.next()];
+  assertEquals(replies.map(({ reply }) => reply).sort(), ["one", "two"]);
+});
+
+for (const maxReplyBytes of [undefined, 10, 1000]) {
+  const limit = maxReplyBytes ?? LIMIT;
+
+  socketTest(
+    `serve: a reply of ${limit} bytes, the limit, is taken`,
+    async () => {
+      await using server = start({ maxReplyBytes });
+      const reply = "x".repeat(limit);
+      await exchange({ port: server.port, reply });
+      assertEquals((await server.over.next()).reply, reply);
+    },
+  );
+
+  socketTest(
+    `serve: a client is cut off at ${limit + 1} bytes of a reply`,
+    async () => {
+      await using server = start({ maxReplyBytes });
+      using connection = await Deno.connect({ port: server.port });
+      await writeAll(connection, "x".repeat(limit + 1));
+      const { outcome, reply } = await server.over.next();
+      assertEquals([outcome, reply], ["too-long", ""]);
+      assertEquals(await exchange({ port: server.port }), GREETING);
+    },
+  );
+}
+
+test("serve: deaf clients run out of time and hold up nobody", async () => {
+  // More of them than may wait for their first write.
+  const deaf = Array.from({ length: 100 }, () => {
+    let first = true;
+    const write = () => {
+      const count = first ? 1 : never();
+      first = false;
+      return count;
+    };
+    return new MemoryConnection({ write });
+  });
+  const last = new MemoryConnection({ reads: ["hello", null] });
+  await using server = startInMemory([...deaf, last], { timeout: 100 });
+  assertEquals((await server.over.next()).reply, "hello");
+  for (const _ of deaf) {
+    assertEquals((await server.over.next()).outcome, "timed-out");
+  }
+});
+
+// serve: accepting
+
+test("serve: no client is accepted while 32 wait for their first bytes", async () => {
+  const go = Promise.withResolvers<number>();
+  const waiting = Array.from(
+    { length: 32 },
+    () => new MemoryConnection({ write: () => go.promise }),
+  );
+  const next = new MemoryConnection();
+  const controller = new AbortController();
+  const { signal } = controller;
+  const server = startInMemory([...waiting, next], { signal });
+  for (const _ of waiting) await server.connected.next();
+  // A turn of the event loop, in which the next one could have been accepted.
+  await new Promise((resolve) => setTimeout(resolve));
+  assertEquals(server.listener.accepted, 32);
+  go.resolve(encode(GREETING).length);
+  await server.connected.next();
+  controller.abort();
+  await server.finished;
+});
+
+socketTest(
+  "serve: beyond maxClients a client waits, is not refused, and is served",
+  async () => {
+    await using server = start({ maxClients: 2 });
+    using first = await Deno.connect({ port: server.port });
+    using _second = await Deno.connect({ port: server.port });
+    const third = exchange({ port: server.port, reply: "third" });
+    await server.connected.next();
+    await server.connected.next();
+    await writeAll(first, "first");
+    await first.closeWrite();
+    assertEquals((await server.over.next()).reply, "first");
+    assertEquals(server.connected.all.length, 2);
+    assertEquals(await third, GREETING);
+    assertEquals((await server.over.next()).reply, "third");
+  },
+);
+
+for (
+  const { what, error } of [
+    { what: "NotConnected", error: new Deno.errors.NotConnected("gone") },
+    { what: "an unknown error", error: new Error("Invalid argument") },
+    { what: "no error object", error: "nothing known" as unknown as Error },
+  ]
+) {
+  test(`serve: ${what} of accepting concerns one client and costs no time`, async () => {
+    const lost = Array<Error>(300).fill(error);
+    const peer = new MemoryConnection({ reads: ["hello", null] });
+    const errors = new Events<Error>();
+    using timer = timers();
+    await using server = startInMemory([...lost, peer], {
+      onAcceptError: errors.push,
+      timeout: Infinity,
+    });
+    assertEquals((await server.over.next()).reply, "hello");
+    // A guard against spinning, a millisecond after each hundred.
+    assertEquals(timer.delays, [1, 1, 1]);
+    assertEquals(errors.all, []);
+  });
+}
+
+test("serve: the guard against spinning counts those lost in a row", async () => {
+  const lost = Array<Error>(99).fill(new Deno.errors.NotConnected("gone"));
+  const peer = () => new MemoryConnection({ reads: ["hello", null] });
+  using timer = timers();
+  await using server = startInMemory([...lost, peer(), ...lost, peer()], {
+    timeout: Infinity,
+  });
+  await server.over.next();
+  await server.over.next();
+  assertEquals(timer.delays, []);
+});
+
+for (const code of ["EMFILE", "ENFILE", "ENOBUFS", "ENOMEM"]) {
+  test(`serve: at ${code}, it says so once, waits and goes on`, async () => {
+    const full = () => Object.assign(new Error(code), { code });
+    const peer = () => new MemoryConnection({ reads: ["hello", null] });
+    const errors = new Events<Error>();
+    const began = performance.now();
+    await using server = startInMemory(
+      [full(), full(), peer(), full(), peer()],
+      { onAcceptError: errors.push },
+    );
+    assertEquals((await server.over.next()).reply, "hello");
+    assert(performance.now() - began >= 190, "it waits between two tries");
+    assertEquals((await server.over.next()).reply, "hello");
+    assertEquals(errors.all.map(({ message }) => message), [code]);
+  });
+}
+
+test("serve: after a minute without a shortage, a new one is reported", async () => {
+  const errors = new Events<Error>();
+  let minute = 0;
+  const now = performance.now.bind(performance);
+  using _ = replace(performance, "now", () => now() + minute);
+  const peer = new MemoryConnection({ reads: ["hello", null] });
+  await using server = startInMemory([shortage("one"), peer, shortage("two")], {
+    maxClients: 1,
+    onAcceptError: errors.push,
+    onOutcome: () => void (minute = 61_000),
+  });
+  assertEquals((await errors.next()).message, "one");
+  assertEquals((await errors.next()).message, "two");
+  await server.shutdown();
+});
+
+test("serve: after a shortage, a shutdown ends the tries", async () => {
+  const errors = new Events<Error>();
+  const server = startInMemory([shortage("full")], {
+    onAcceptError: errors.push,
+  });
+  await errors.next();
+  await server.shutdown();
+  assertEquals(server.listener.accepted, 1);
+});
+
+// serve: the end
+
+socketTest(
+  "serve: a shutdown takes no new clients and finishes the old",
+  async () => {
+    const server = start();
+    using connection = await Deno.connect({ port: server.port });
+    await server.connected.next();
+    const down = server.shutdown();
+    await assertRejects(() => exchange({ port: server.port }), Error);
+    assertEquals(await readAll(connection), GREETING);
+    await writeAll(connection, REPLY);
+    await connection.closeWrite();
+    assertEquals((await server.over.next()).reply, REPLY);
+    await Promise.all([down, server.finished, server.shutdown()]);
+    assertEquals(server.connected.all.length, 1);
+    // The port is free again.
+    Deno.listen({ hostname: "127.0.0.1", port: server.port }).close();
+  },
+);
+
+test("serve: a client accepted while the server stops is closed, not served", async () => {
+  const late = new MemoryConnection();
+  const accept = Promise.withResolvers<MemoryConnection>();
+  const listener = new MemoryListener([]);
+  listener.accept = () => accept.promise;
+  using _ = listening(() => listener);
+  const server = start();
+  const down = server.shutdown();
+  accept.resolve(late);
+  await down;
+  assertEquals(late.log, ["close"]);
+  assertEquals(server.connected.all, []);
+});
+
+socketTest(
+  "serve: at the end of its block, `await using` has shut the server down",
+  async () => {
+    let port;
+    {
+      await using server = start();
+      port = server.port;
+    }
+    await assertRejects(
+      () => exchange({ port }),
+      Deno.errors.ConnectionRefused,
+    );
+  },
+);
+
+socketTest(
+  "serve: aborting ends the server and its exchanges at once",
+  async () => {
+    const controller = new AbortController();
+    const server = start({ signal: controller.signal });
+    using connection = await Deno.connect({ port: server.port });
+    assertEquals(await readAll(connection), GREETING);
+    controller.abort();
+    await server.finished;
+    assertEquals(server.over.all.map(({ outcome }) => outcome), ["aborted"]);
+    await assertRejects(
+      () => exchange({ port: server.port }),
+      Deno.errors.ConnectionRefused,
+    );
+  },
+);
+
+/** A signal, and the listeners that are on it. */
+function watched() {
+  const { signal } = new AbortController();
+  const left = new Set<unknown>();
+  signal.addEventListener = (_: string, fn: unknown) => void left.add(fn);
+  signal.removeEventListener = (_: string, fn: unknown) => void left.delete(fn);
+  return { signal, left };
+}
+
+test("serve: a server that has ended leaves nothing on its signal", async () => {
+  const { signal, left } = watched();
+  const server = startInMemory([], { signal });
+  assertEquals(left.size, 1);
+  await server.shutdown();
+  assertEquals(left.size, 0);
+});
+
+test("serve: a server aborted as soon as it listens ends", async () => {
+  const controller = new AbortController();
+  const { signal } = controller;
+  const onListen = () => controller.abort();
+  const server = startInMemory([], { signal, onListen });
+  await server.finished;
+});
+
+test("serve: a signal aborted before keeps the server from listening", () => {
+  using _ = noSockets();
+  const signal = AbortSignal.abort(new Error("too late"));
+  assertThrows(() => serve({ signal }), Error, "too late");
+});
+
+// serve: callbacks
+
+test("serve: a callback that throws or rejects is reported and stops nothing", async () => {
+  const shown = new Events<unknown>();
+  using _ = replace(console, "error", shown.push);
+  const peer = () => new MemoryConnection({ reads: ["hello", null] });
+  const over = new Events<string>();
+  const server = startInMemory([peer(), shortage("full"), peer()], {
+    onListen: () => {
+      throw "onListen";
+    },
+    onConnect: () => Promise.reject("onConnect"),
+    onOutcome: ({ reply }) => {
+      over.push(reply);
+      throw "onOutcome";
+    },
+    onAcceptError: () => Promise.reject("onAcceptError"),
+  });
+  await over.next();
+  await over.next();
+  await server.shutdown();
+  assertEquals(
+    new Set(shown.all),
+    new Set(["onListen", "onConnect", "onOutcome", "onAcceptError"]),
+  );
+});
+
+test("serve: what a callback throws may be impossible to report", async () => {
+  using _ = replace(console, "error", () => {
+    throw new Error("stderr is closed");
+  });
+  const peer = new MemoryConnection({ reads: ["hello", null] });
+  await using server = startInMemory([peer], {
+    onConnect: () => {
+      throw new Error("mine");
+    },
+  });
+  assertEquals((await server.over.next()).reply, "hello");
+});
+
+test("serve: what a callback throws can do nothing to the terminal", async () => {
+  using stderr = capture();
+  const peer = new MemoryConnection({ reads: ["\x1b[2J{", null] });
+  await using server = startInMemory([peer], {
+    onOutcome: ({ reply }) => {
+      over.push(reply);
+      JSON.parse(reply);
+    },
+  });
+  const over = new Events<string>();
+  await over.next();
+  await server.shutdown();
+  assertMatch(stderr.all[0]!, /SyntaxError: .*\\u001b\[2J/);
+  // Its line ends are kept, and nothing else that a terminal obeys.
+  assertMatch(stderr.all[0]!, /\n {4}at /);
+  assertEquals(stderr.all[0]!.replaceAll("\n", "").match(/\p{Cc}/u), null);
+});
+
+test("serve: the end waits for what callbacks still do", async () => {
+  for (const name of ["onListen", "onConnect", "onOutcome", "onAcceptError"]) {
+    const go = Promise.withResolvers<void>();
+    const called = Promise.withResolvers<void>();
+    const peers = [new MemoryConnection({ reads: ["hello", null] })];
+    const server = startInMemory([...peers, shortage("full")], {
+      [name]: async () => {
+        called.resolve();
+        await go.promise;
+      },
+    });
+    await called.promise;
+    let ended = false;
+    const down = server.shutdown().then(() => ended = true);
+    await turn();
+    await turn();
+    assertEquals([name, ended], [name, false]);
+    go.resolve();
+    await down;
+  }
+});
+
+test("serve: a callback may return shutdown() and go on", async () => {
+  const peers = [0, 1].map(() => new MemoryConnection({ reads: ["hi", null] }));
+  const listener = new MemoryListener(peers);
+  using _ = listening(() => listener);
+  const server: Server = serve({
+    maxClients: 1,
+    onOutcome: () => server.shutdown(),
+  });
+  await server.finished;
+  assertEquals(listener.accepted, 1);
+});
+
+// serve: options
+
+for (
+  const { option, values, error } of [
+    {
+      option: "port",
+      values: [-1, 1.5, 70_000, NaN, "8888"],
+      error: RangeError,
+    },
+    {
+      option: "timeout",
+      values: [0, -1, NaN, -Infinity, 2_147_483_648, "10"],
+      error: RangeError,
+    },
+    {
+      option: "maxClients",
+      values: [0, -1, 1.5, NaN, Infinity],
+      error: RangeError,
+    },
+    {
+      option: "maxReplyBytes",
+      values: [0, -1, 1.5, NaN, Infinity, 536_870_889],
+      error: RangeError,
+    },
+    { option: "hostname", values: ["", 5, null], error: TypeError },
+    { option: "greeting", values: [5, null], error: TypeError },
+    { option: "signal", values: [{}], error: TypeError },
+  ]
+) {
+  test(`serve: a wrong ${option} is refused before it listens`, () => {
+    using _ = noSockets();
+    const name = option === "signal" ? "" : option;
+    for (const value of values) {
+      assertThrows(() => serve({ [option]: value }), error, name);
+    }
+  });
+}
+
+test("serve: its times are in milliseconds, and are said so", () => {
+  const message = "a number of milliseconds above 0, at most 2147483647, not 0";
+  assertThrows(() => serve({ timeout: 0 }), RangeError, message);
+});
+
+// exchange
+
+socketTest(
+  "exchange: the lesson's server is understood: accept, send, close",
+  async () => {
+    using listener = listen();
+    const greeting = exchange({ port: listener.addr.port });
+    using connection = await listener.accept();
+    await writeAll(connection, GREETING);
+    connection[Symbol.dispose]();
+    assertEquals(await greeting, GREETING);
+  },
+);
+
+socketTest(
+  "exchange: it sends its reply and nothing else, then closes",
+  async () => {
+    using listener = listen();
+    const reply = "x".repeat(1_000_000);
+    const greeting = exchange({ port: listener.addr.port, reply });
+    using connection = await listener.accept();
+    await writeAll(connection, "hello");
+    await connection.closeWrite();
+    assertEquals(await readAll(connection), reply);
+    assertEquals(await greeting, "hello");
+  },
+);
+
+test("exchange: it replies only after the end of the greeting", async () => {
+  const connection = new MemoryConnection({ reads: ["你", 0, "好", null] });
+  using _ = connectTo(connection);
+  const order: string[] = [];
+  await exchange({
+    onConnect: ({ port }) => void order.push(`connected to ${port}`),
+    onGreeting: (greeting) => void order.push(greeting, ...connection.log),
+  });
+  assertEquals(order, [
+    "connected to 7",
+    "你好",
+    ..."read ".repeat(4).trim().split(" "),
+  ]);
+  assertEquals(connection.log.slice(4), ["write", "close"]);
+});
+
+for (const [how, reads] of Object.entries(pieces())) {
+  test(`exchange: a greeting that comes ${how} is read whole`, async () => {
+    const peer = new MemoryConnection({ reads: [...reads, null] });
+    using _ = connectTo(peer);
+    assertEquals(await exchange(), TEXT);
+  });
+}
+
+test("exchange: a reply is sent whole where a write takes one byte", async () => {
+  const peer = new MemoryConnection({ reads: ["hi", null], write: () => 1 });
+  using _ = connectTo(peer);
+  await exchange({ reply: TEXT });
+  assertEquals(new Uint8Array(peer.sent), encode(TEXT));
+});
+
+socketTest(
+  "exchange: a greeting in pieces on a real connection is read whole",
+  async () => {
+    using listener = listen();
+    const greeting = exchange({ port: listener.addr.port });
+    using connection = await listener.accept();
+    connection.setNoDelay();
+    for (const byte of encode(TEXT)) {
+      await writeAll(connection, Uint8Array.of(byte));
+    }
+    await connection.closeWrite();
+    assertEquals(await greeting, TEXT);
+  },
+);
+
+test("exchange: bytes that are not UTF-8 become U+FFFD in a greeting", async () => {
+  const peer = new MemoryConnection({
+    reads: [Uint8Array.of(0xff, 0x41, 0xe4), null],
+  });
+  using _ = connectTo(peer);
+  assertEquals(await exchange(), "\uFFFDA\uFFFD");
+});
+
+socketTest(
+  "exchange: a server that closes without a greeting is an error",
+  async () => {
+    using listener = listen();
+    const result = exchange({ port: listener.addr.port });
+    (await listener.accept()).close();
+    await assertRejects(() => result, Deno.errors.UnexpectedEof);
+  },
+);
+
+test("exchange: a greeting that breaks off is an error, whatever came before", async () => {
+  const reads = ["half", new Deno.errors.ConnectionReset("reset")];
+  const peer = new MemoryConnection({ reads });
+  using _ = connectTo(peer);
+  await assertRejects(() => exchange(), Deno.errors.ConnectionReset);
+  assertEquals(peer.log.at(-1), "close");
+});
+
+test("exchange: a reply that can't be sent is an error", async () => {
+  const write = () => {
+    throw new Deno.errors.BrokenPipe("gone");
+  };
+  const peer = new MemoryConnection({ reads: ["hello", null], write });
+  using _ = connectTo(peer);
+  await assertRejects(() => exchange(), Deno.errors.BrokenPipe);
+  assertEquals(peer.log.at(-1), "close");
+});
+
+for (const maxGreetingBytes of [undefined, 10, 1000]) {
+  const limit = maxGreetingBytes ?? LIMIT;
+
+  socketTest(
+    `exchange: a greeting of ${limit} bytes, the limit, is taken`,
+    async () => {
+      const greeting = "x".repeat(limit);
+      await using server = start({ greeting });
+      assertEquals(
+        await exchange({ port: server.port, maxGreetingBytes }),
+        greeting,
+      );
+    },
+  );
+
+  socketTest(
+    `exchange: a greeting of ${limit + 1} bytes is an error`,
+    async () => {
+      await using server = start({ greeting: "x".repeat(limit + 1) });
+      await assertRejects(
+        () => exchange({ port: server.port, maxGreetingBytes }),
+        Deno.errors.InvalidData,
+      );
+    },
+  );
+}
+
+// exchange: its time
+
+socketTest(
+  "exchange: a server that says nothing runs out of time",
+  async () => {
+    using listener = listen();
+    const result = exchange({ port: listener.addr.port, timeout: 50 });
+    using connection = await listener.accept();
+    await assertRejects(() => result, Deno.errors.TimedOut);
+    assertEquals(await readAll(connection), "");
+  },
+);
+
+test("exchange: a server that keeps sending gets no more time", async () => {
+  using _ = connectTo(dribbler());
+  await assertRejects(() => exchange({ timeout: 50 }), Deno.errors.TimedOut);
+});
+
+socketTest(
+  "exchange: a server that does not take a long reply runs out of time",
+  async () => {
+    using listener = listen();
+    const { port } = listener.addr;
+    const result = exchange({ port, reply: MORE_THAN_BUFFERS, timeout: 100 });
+    using connection = await listener.accept();
+    await writeAll(connection, "hello");
+    await connection.closeWrite();
+    await assertRejects(() => result, Deno.errors.TimedOut);
+  },
+);
+
+socketTest(
+  "exchange: an abort ends a long reply that is not taken",
+  async () => {
+    using listener = listen();
+    const controller = new AbortController();
+    const result = exchange({
+      port: listener.addr.port,
+      reply: MORE_THAN_BUFFERS,
+      signal: controller.signal,
+      onGreeting: () => void setTimeout(() => controller.abort("enough"), 20),
+    });
+    using connection = await listener.accept();
+    await writeAll(connection, "hello");
+    await connection.closeWrite();
+    assertEquals(await result.catch((error) => error), "enough");
+  },
+);
+
+socketTest(
+  "exchange: after a standstill, a greeting that came in time is read",
+  async () => {
+    using listener = listen();
+    const connected = Promise.withResolvers<void>();
+    const greeting = "x".repeat(60_000);
+    const result = exchange({
+      port: listener.addr.port,
+      timeout: 400,
+      onConnect: () => connected.resolve(),
+    });
+    {
+      using connection = await listener.accept();
+      await connected.promise;
+      connection.write(encode(greeting)).catch(() => {});
+      connection.closeWrite();
+      standStill(600);
+      assertEquals(await result, greeting);
+    }
+  },
+);
+
+socketTest(
+  "exchange: after a standstill, the time of a silent server is soon up",
+  async () => {
+    using listener = listen();
+    const result = exchange({ port: listener.addr.port, timeout: 100 });
+    using _connection = await listener.accept();
+    standStill(200);
+    const began = performance.now();
+    await assertRejects(() => result, Deno.errors.TimedOut);
+    assert(performance.now() - began < 1000);
+  },
+);
+
+test("exchange: with a timeout of Infinity, there is no timer", async () => {
+  using timer = timers();
+  using _ = connectTo(new MemoryConnection({ reads: ["hello", null] }));
+  assertEquals(await exchange({ timeout: Infinity }), "hello");
+  assertEquals(timer.delays, []);
+});
+
+test("exchange: its time covers connecting", async () => {
+  using _ = connecting(hang);
+  await assertRejects(() => exchange({ timeout: 50 }), Deno.errors.TimedOut);
+  // Waiting is for refused connections alone.
+  await assertRejects(
+    () => exchange({ timeout: 50, wait: 60_000 }),
+    Deno.errors.TimedOut,
+  );
+});
+
+// exchange: waiting for a server
+
+socketTest(
+  "exchange: with wait, it finds a server that starts late",
+  async () => {
+    const free = listen();
+    const { port } = free.addr;
+    free.close();
+    const refused = Promise.withResolvers<void>();
+    const connect = Deno.connect;
+    using _ = connecting(async (options) => {
+      try {
+        return await connect(options);
+      } catch (error) {
+        refused.resolve();
+        throw error;
+      }
+    });
+    // Its time is shorter than the wait, and starts anew with each try.
+    const greeting = exchange({ port, wait: 60_000, timeout: 5_000 });
+    await refused.promise;
+    await using _server = start({ port });
+    assertEquals(await greeting, GREETING);
+  },
+);
+
+test("exchange: its time does not run while it waits", async () => {
+  let tries = 0;
+  const peer = new MemoryConnection({ reads: ["hello", null] });
+  using _ = connecting(() => {
+    if (++tries > 3) return Promise.resolve(peer);
+    return refused();
+  });
+  assertEquals(await exchange({ wait: 60_000, timeout: 40 }), "hello");
+  assertEquals(tries, 4);
+});
+
+test("exchange: after a refusal, the next try has a deadline as well", async () => {
+  let tries = 0;
+  using _ = connecting((options) => {
+    if (++tries > 1) return hang(options);
+    return refused();
+  });
+  await assertRejects(
+    () => exchange({ wait: 60_000, timeout: 50 }),
+    Deno.errors.TimedOut,
+  );
+});
+
+test("exchange: when the wait is over, a refusal is an error", async () => {
+  let tries = 0;
+  using _ = connecting(() => {
+    tries++;
+    return refused();
+  });
+  await assertRejects(() => exchange(), Deno.errors.ConnectionRefused);
+  assertEquals(tries, 1);
+  await assertRejects(
+    () => exchange({ wait: 120 }),
+    Deno.errors.ConnectionRefused,
+  );
+  assert(tries >= 3 && tries <= 5, `${tries} tries in 120 ms`);
+});
+
+test("exchange: a connection to itself is closed and counts as refused", async () => {
+  const itself = new MemoryConnection();
+  itself.localAddr = itself.remoteAddr;
+  const peer = new MemoryConnection({ reads: ["hello", null] });
+  const connections = [itself, peer];
+  using _ = connecting(() => Promise.resolve(connections.shift()!));
+  const server: Deno.NetAddr[] = [];
+  const onConnect = (address: Deno.NetAddr) => void server.push(address);
+  assertEquals(await exchange({ wait: 60_000, onConnect }), "hello");
+  assertEquals([itself.log, server.length], [["close"], 1]);
+
+  connections.push(itself.again());
+  await assertRejects(() => exchange(), Deno.errors.ConnectionRefused);
+});
+
+// exchange: callbacks and the end
+
+test("exchange: it awaits its callbacks, and rejects with their errors", async () => {
+  for (const name of ["onConnect", "onGreeting"] as const) {
+    const peer = new MemoryConnection({ reads: ["hello", null] });
+    using _ = connectTo(peer);
+    const mine = async () => {
+      await turn();
+      throw new Error("mine");
+    };
+    await assertRejects(() => exchange({ [name]: mine }), Error, "mine");
+    assertEquals(peer.log.includes("write"), false);
+    assertEquals(peer.log.at(-1), "close");
+  }
+});
+
+test("exchange: its time runs on during a callback, which ends before it rejects", async () => {
+  for (const name of ["onConnect", "onGreeting"] as const) {
+    const peer = new MemoryConnection({ reads: ["hello", null] });
+    using _ = connectTo(peer);
+    const go = Promise.withResolvers<void>();
+    const order: string[] = [];
+    const result = exchange({ timeout: 20, [name]: () => go.promise })
+      .catch((error) => void order.push(error.name));
+    while (!peer.log.includes("close")) await turn();
+    order.push("closed");
+    await turn();
+    order.push("called back");
+    go.resolve();
+    await result;
+    assertEquals(order, ["closed", "called back", "TimedOut"]);
+  }
+});
+
+/** Where an exchange is when it is aborted: how to connect, and from where. */
+const stages: Record<
+  string,
+  (abort: () => void) => {
+    connect: (options: Deno.ConnectOptions) => Promise<Deno.TcpConn>;
+    options?: Parameters<typeof exchange>[0];
+  }
+> = {
+  "connecting": (abort) => ({
+    connect: (options) => {
+      setTimeout(abort);
+      return hang(options);
+    },
+  }),
+  "connected just now": (abort) => ({
+    connect: () => {
+      abort();
+      return Promise.resolve(new MemoryConnection());
+    },
+  }),
+  "waiting for a server": (abort) => ({
+    connect: ({ signal }) => {
+      signal!.throwIfAborted();
+      setTimeout(abort);
+      return refused();
+    },
+    options: { wait: 60_000 },
+  }),
+  "reading": (abort) => ({
+    connect: () => Promise.resolve(new MemoryConnection()),
+    options: { onConnect: () => void setTimeout(abort) },
+  }),
+  "writing": (abort) => ({
+    connect: () =>
+      Promise.resolve(
+        new MemoryConnection({ reads: ["hi", null], write: never }),
+      ),
+    options: { onGreeting: () => void setTimeout(abort) },
+  }),
+};
+
+for (const [stage, at] of Object.entries(stages)) {
+  test(`exchange: aborted while ${stage}, it ends with the reason`, async () => {
+    const reason = new Error("enough");
+    const controller = new AbortController();
+    const { connect, options } = at(() => controller.abort(reason));
+    using _ = connecting(async (options) => await connect(options));
+    const result = exchange({ ...options, signal: controller.signal });
+    assertEquals(await result.catch((error) => error), reason);
+  });
+}
+
+test("exchange: aborted before, it does not connect", async () => {
+  using _ = noSockets();
+  const signal = AbortSignal.abort(new Error("too late"));
+  await assertRejects(() => exchange({ signal }), Error, "too late");
+});
+
+test("exchange: one that has ended leaves nothing on its signal", async () => {
+  const { signal, left } = watched();
+  using _ = connectTo(new MemoryConnection({ reads: ["hello", null] }));
+  const result = exchange({ signal });
+  assertEquals(left.size, 1);
+  await result;
+  assertEquals(left.size, 0);
+  await assertRejects(() => exchange({ signal }), Error);
+  assertEquals(left.size, 0);
+});
+
+for (
+  const { option, values, error } of [
+    {
+      option: "port",
+      values: [0, -1, 1.5, 70_000, NaN, "8888"],
+      error: RangeError,
+    },
+    {
+      option: "timeout",
+      values: [0, -1, NaN, -Infinity, 2_147_483_648, "10"],
+      error: RangeError,
+    },
+    {
+      option: "wait",
+      values: [-1, NaN, Infinity, 2_147_483_648, "1"],
+      error: RangeError,
+    },
+    {
+      option: "maxGreetingBytes",
+      values: [0, -1, 1.5, NaN, Infinity, 536_870_889],
+      error: RangeError,
+    },
+    { option: "hostname", values: ["", 5, null], error: TypeError },
+    { option: "reply", values: ["", 5, null], error: TypeError },
+    { option: "signal", values: [{}], error: TypeError },
+  ]
+) {
+  test(`exchange: a wrong ${option} is refused before it connects`, async () => {
+    using _ = noSockets();
+    const name = option === "signal" ? "" : option;
+    for (const value of values) {
+      await assertRejects(() => exchange({ [option]: value }), error, name);
+    }
+  });
+}
+
+test("exchange: its times are in milliseconds, and are said so", async () => {
+  const message = "a number of milliseconds from 0, at most 2147483647, not -1";
+  await assertRejects(() => exchange({ wait: -1 }), RangeError, message);
+});
+
+// server.ts
+
+socketTest(
+  "server.ts: it prints what happens, and on a signal it ends",
+  async () => {
+    const { port, line, handlers, result } = await startServer(
+      "--timeout",
+      "1",
+    );
+    const is = (port: number | undefined, words: string) =>
+      new RegExp(`^127\\.0\\.0\\.1:${port} ${words}$`);
+
+    await exchange({ port });
+    const [first] = await line(/^127\.0\.0\.1:(\d+) connected$/);
+    await line(is(Number(first), `replied: ${REPLY}`));
+
+    using leaves = await Deno.connect({ port });
+    await line(is(leaves.localAddr.port, "connected"));
+    await leaves.closeWrite();
+    await line(is(leaves.localAddr.port, "left without a reply"));
+
+    const resets = await resetter(port);
+    await line(is(resets.port, "connected"));
+    await resets.reset();
+    await line(is(resets.port, "reset the connection"));
+
+    using talks = await Deno.connect({ port });
+    await line(is(talks.localAddr.port, "connected"));
+    await writeAll(talks, "x".repeat(LIMIT + 1));
+    await line(is(talks.localAddr.port, "sent too long a reply"));
+
+    using silent = await Deno.connect({ port });
+    await line(is(silent.localAddr.port, "connected"));
+    handlers.get("SIGINT")!();
+    await line(/^Stopping: 1 client to finish$/);
+    await line(is(silent.localAddr.port, "timed out"));
+    await line(/^Served 5 clients$/);
+    const { code, err } = await result();
+    assertEquals([code, err], [0, []]);
+  },
+);
+
+socketTest(
+  "server.ts: on a signal, it says how many clients it finishes",
+  async () => {
+    const { port, out, line, handlers, result } = await startServer("--quiet");
+    const windows = Deno.build.os === "windows";
+    assertEquals(
+      [...handlers.keys()],
+      windows ? ["SIGINT"] : ["SIGINT", "SIGTERM"],
+    );
+    const signal = [...handlers.values()].at(-1)!;
+    using first = await Deno.connect({ port });
+    using second = await Deno.connect({ port });
+    await readAll(first);
+    await readAll(second);
+    signal();
+    await line(/^Stopping: 2 clients to finish$/);
+    await first.closeWrite();
+    await second.closeWrite();
+    assertEquals((await result()).code, 0);
+    assertEquals(out.all.slice(1), [
+      "Stopping: 2 clients to finish",
+      "Served 2 clients",
+    ]);
+  },
+);
+
+socketTest(
+  "server.ts: a second signal cuts the clients off, with 130",
+  async () => {
+    const { port, line, handlers, result } = await startServer();
+    using silent = await Deno.connect({ port });
+    await line(/ connected$/);
+    handlers.get("SIGINT")!();
+    await line(/^Stopping: 1 client to finish$/);
+    handlers.get("SIGINT")!();
+    await line(new RegExp(`:${silent.localAddr.port} cut off$`));
+    await line(/^Served 1 client$/);
+    assertEquals((await result()).code, 130);
+  },
+);
+
+for (
+  const { how, args, code } of [
+    { how: "serves on", args: [], code: 0 },
+    { how: "serves once", args: ["--once"], code: 1 },
+  ]
+) {
+  test(`server.ts: stopped without a client, one that ${how} exits ${code}`, async () => {
+    using _ = listening(() => new MemoryListener([]));
+    const { line, handlers, result } = run(serverMain, ...args);
+    await line(/^Listening on \[::1\]:8$/);
+    handlers.get("SIGINT")!();
+    assertEquals(await result(), {
+      code,
+      out: [
+        "Listening on [::1]:8",
+        "Stopping: 0 clients to finish",
+        "Served 0 clients",
+      ],
+      err: [],
+    });
+  });
+}
+
+test("server.ts: it listens to the stop signals before it says that it listens", async () => {
+  using _ = listening(() => new MemoryListener([]));
+  const command = runWith({
+    stdout: (bytes) => {
+      assertEquals(command.handlers.size > 0, true);
+      return bytes.length;
+    },
+  }, serverMain);
+  await command.line(/^Listening/);
+  command.handlers.get("SIGINT")!();
+  assertEquals((await command.result()).code, 0);
+});
+
+for (
+  const { words, code, behaviour, args = [] } of [
+    { words: "replied: hello", code: 0, behaviour: { reads: ["hello", null] } },
+    { words: "left without a reply", code: 0, behaviour: { reads: [null] } },
+    {
+      words: "timed out",
+      code: 1,
+      behaviour: {},
+      args: ["--timeout", "0.02"],
+    },
+    {
+      words: "reset the connection",
+      code: 1,
+      behaviour: { reads: [new Deno.errors.ConnectionReset("")] },
+    },
+    {
+      words: "sent too long a reply",
+      code: 1,
+      behaviour: { reads: ["x".repeat(LIMIT + 1)] },
+    },
+  ] as { words: string; code: number; behaviour: Behaviour; args?: string[] }[]
+) {
+  test(`server.ts: with --once, a client that ${words} makes the exit code ${code}`, async () => {
+    for (const quiet of [false, true]) {
+      const peers = [0, 1].map(() => {
+        const reads = behaviour.reads && [...behaviour.reads];
+        return new MemoryConnection({ ...behaviour, reads });
+      });
+      const listener = new MemoryListener(peers);
+      using _ = listening(() => listener);
+      const command = run(
+        serverMain,
+        "--once",
+        ...args,
+        ...quiet ? ["-q"] : [],
+      );
+      const lines = [`[::1]:7 connected`, `[::1]:7 ${words}`];
+      assertEquals(await command.result(), {
+        code,
+        out: ["Listening on [::1]:8", ...quiet ? [] : lines, "Served 1 client"],
+        err: [],
+      });
+      assertEquals(listener.accepted, 1);
+    }
+  });
+}
+
+test("server.ts: a shortage is one line on stderr", async () => {
+  const peer = new MemoryConnection({ reads: ["hello", null] });
+  const full = () => shortage("Too many open files (os error 24)");
+  const listener = new MemoryListener([full(), full(), peer]);
+  using _ = listening(() => listener);
+  const { code, out, err } = await run(serverMain, "--once").result();
+  assertEquals([code, out.at(-1), err.length], [0, "Served 1 client", 1]);
+  assertMatch(err[0]!, /^error: .*: Too many open files \(os error 24\)$/);
+});
+
+test("server.ts: flags reach Deno.listen, and the last of a repeated one counts", async () => {
+  const asked: unknown[] = [];
+  using _ = listening((options) => {
+    asked.push(options);
+    return fail(new Deno.errors.AddrInUse("in use"));
+  });
+  await run(serverMain).result();
+  await run(serverMain, "--host=::1", "-p", "1", "--port", "08080").result();
+  assertEquals(asked, [
+    { hostname: "127.0.0.1", port: 8888, tcpBacklog: 4096 },
+    { hostname: "::1", port: 8080, tcpBacklog: 4096 },
+  ]);
+});
+
+test("server.ts: --max-clients bounds how many are served at once", async () => {
+  const go = Promise.withResolvers<number>();
+  const write = () => go.promise;
+  const peers = ["one", "two"].map((reply) =>
+    new MemoryConnection({ reads: [reply, null], write })
+  );
+  const listener = new MemoryListener(peers);
+  using _ = listening(() => listener);
+  const { out, line, handlers, result } = run(serverMain, "--max-clients=1");
+  await line(/^Listening/);
+  await line(/ connected$/);
+  // A turn of the event loop, in which the second could have been accepted.
+  await new Promise((resolve) => setTimeout(resolve));
+  assertEquals(listener.accepted, 1);
+  go.resolve(encode(GREETING).length);
+  await line(/ replied: one$/);
+  await line(/ connected$/);
+  await line(/ replied: two$/);
+  handlers.get("SIGINT")!();
+  assertEquals([(await result()).code, out.all.at(-1)], [
+    0,
+    "Served 2 clients",
+  ]);
+});
+
+for (
+  const { what, error, args, pattern } of [
+    {
+      what: "a port in use",
+      error: new Deno.errors.AddrInUse(""),
+      args: [],
+      pattern: /^error: 127\.0\.0\.1:8888 .* --port/,
+    },
+    {
+      what: "a port in use on ::1",
+      error: new Deno.errors.AddrInUse(""),
+      args: ["--host=::1"],
+      pattern: /^error: \[::1\]:8888 /,
+    },
+    {
+      what: "a port in use on [::1]",
+      error: new Deno.errors.AddrInUse(""),
+      args: ["--host=[::1]"],
+      pattern: /^error: \[::1\]:8888 /,
+    },
+    {
+      what: "a port that is not allowed",
+      error: new Deno.errors.PermissionDenied(""),
+      args: ["-p80"],
+      pattern: / 127\.0\.0\.1:80; .* --port/,
+    },
+    {
+      what: "an address of another machine",
+      error: new Deno.errors.AddrNotAvailable(""),
+      args: ["--host=192.0.2.1"],
+      pattern: / 192\.0\.2\.1:8888 .* --host/,
+    },
+    {
+      what: "a missing permission",
+      error: new Deno.errors.NotCapable(""),
+      args: [],
+      pattern: /with --allow-net=127\.0\.0\.1:8888$/,
+    },
+    {
+      what: "an unknown name",
+      error: new Error("failed to look up"),
+      args: ["--host=no.such"],
+      pattern: / no\.such:8888: failed to look up$/,
+    },
+  ]
+) {
+  test(`server.ts: ${what} is one line with the way out`, async () => {
+    assertMatch(await said(serverMain, error, ...args), pattern);
+  });
+}
+
+socketTest(
+  "server.ts: a port in use for real is an error that names it",
+  async () => {
+    using listener = listen();
+    const { port } = listener.addr;
+    const { code, err } = await run(serverMain, "--port", `${port}`).result();
+    assertEquals([code, err.length], [1, 1]);
+    assertMatch(
+      err[0]!,
+      new RegExp(`^error: 127\\.0\\.0\\.1:${port} is in use; .* --port`),
+    );
+  },
+);
+
+// server.ts: its lines
+
+test("server.ts: a reader that stalls stops neither service nor signals", async () => {
+  const peers = [0, 1, 2].map(() =>
+    new MemoryConnection({ reads: ["hello", null] })
+  );
+  const listener = new MemoryListener(peers);
+  using _ = listening(() => listener);
+  const reader = Promise.withResolvers<void>();
+  const command = runWith({
+    stdout: async (bytes) => {
+      await reader.promise;
+      return bytes.length;
+    },
+  }, serverMain);
+  while (peers.some(({ log }) => !log.includes("close"))) await turn();
+  command.handlers.get("SIGINT")!();
+  reader.resolve();
+  const { code, out } = await command.result();
+  assertEquals([code, out.length, out.at(-1)], [0, 9, "Served 3 clients"]);
+});
+
+test("server.ts: beyond a mebibyte that waits, lines are dropped and counted", async () => {
+  const replies = Array.from({ length: 20 }, (_, i) => `${i}`.padEnd(60_000));
+  const peers = replies.map((reply) =>
+    new MemoryConnection({ reads: [reply, null] })
+  );
+  const listener = new MemoryListener(peers);
+  using _ = listening(() => listener);
+  const reader = Promise.withResolvers<void>();
+  const command = runWith(
+    {
+      stdout: async (bytes) => {
+        await reader.promise;
+        return bytes.length;
+      },
+    },
+    serverMain,
+    "--max-clients=1",
+  );
+  while (peers.some(({ log }) => !log.includes("close"))) await turn();
+  reader.resolve();
+  const lines = [];
+  do lines.push(await command.out.next()); while (
+    !/dropped/.test(lines.at(-1)!)
+  );
+  command.handlers.get("SIGINT")!();
+  const { code, out } = await command.result();
+  assertEquals(code, 0);
+  const whole = replies.slice(0, 17).flatMap((reply) => [
+    "[::1]:7 connected",
+    `[::1]:7 replied: ${reply}`,
+  ]);
+  assertEquals(out, [
+    "Listening on [::1]:8",
+    ...whole,
+    ...Array(3).fill("[::1]:7 connected"),
+    "3 lines dropped",
+    "Stopping: 0 clients to finish",
+    "Served 20 clients",
+  ]);
+});
+
+/** A server that is told to stop while its lines meet this reader. */
+async function stopped(
+  stdout: (bytes: Uint8Array) => number | Promise<number>,
+) {
+  using _ = listening(() => new MemoryListener([]));
+  const command = runWith({ stdout }, serverMain);
+  await turn();
+  command.handlers.get("SIGINT")!();
+  await turn();
+  return command;
+}
+
+test("server.ts: at its end it gives a reader up who takes nothing for a second", async () => {
+  const began = performance.now();
+  const { result, handlers } = await stopped(never);
+  assert(handlers.size > 0, "it still listens to signals");
+  assertEquals((await result()).code, 0);
+  const took = performance.now() - began;
+  assert(took >= 900 && took < 5000, `${took} ms`);
+});
+
+test("server.ts: at its end it waits for a reader who is slow", async () => {
+  const { result } = await stopped(async (bytes) => {
+    await new Promise((resolve) => setTimeout(resolve, 600));
+    return Math.min(bytes.length, 40);
+  });
+  const { code, out } = await result();
+  assertEquals([code, out], [0, [
+    "Listening on [::1]:8",
+    "Stopping: 0 clients to finish",
+    "Served 0 clients",
+  ]]);
+});
+
+test("server.ts: a second signal waits for no reader", async () => {
+  const { result, handlers } = await stopped(never);
+  const began = performance.now();
+  handlers.get("SIGINT")!();
+  assertEquals((await result()).code, 130);
+  assert(performance.now() - began < 900);
+});
+
+test("server.ts: a line that can't be written is lost, and nothing else is", async () => {
+  const go = Promise.withResolvers<number>();
+  const peer = new MemoryConnection({
+    reads: ["hello", null],
+    write: () => go.promise,
+  });
+  using _ = listening(() => new MemoryListener([peer]));
+  let log = "";
+  const { result } = runWith(
+    {
+      stdout: (bytes) => {
+        const text = new TextDecoder().decode(bytes);
+        if (!text.includes("connected")) {
+          return void (log += text), bytes.length;
+        }
+        // The disk is full in the middle of this line.
+        log += text.slice(0, 5);
+        go.resolve(encode(GREETING).length);
+        return fail(new Error("no space left"));
+      },
+    },
+    serverMain,
+    "--once",
+  );
+  assertEquals((await result()).code, 0);
+  assertEquals(log.split("\n"), [
+    "Listening on [::1]:8",
+    "[::1]",
+    "[::1]:7 replied: hello",
+    "Served 1 client",
+    "",
+  ]);
+});
+
+// client.ts
+
+socketTest("client.ts: it prints each line as it happens", async () => {
+  using listener = listen();
+  const { port } = listener.addr;
+  const { line, out, result } = run(clientMain, "--port", `${port}`);
+  using connection = await listener.accept();
+  await line(new RegExp(`^Connected to 127\\.0\\.0\\.1:${port}$`));
+  await writeAll(connection, "hello");
+  assertEquals(out.all.length, 1);
+  await connection.closeWrite();
+  await line(/^Greeting: hello$/);
+  assertEquals(await readAll(connection), REPLY);
+  await line(new RegExp(`^Replied: ${REPLY}$`));
+  assertEquals((await result()).code, 0);
+});
+
+test("client.ts: it shows its own reply on one line, too", async () => {
+  const peer = new MemoryConnection({ reads: ["hello", null] });
+  using _ = connectTo(peer);
+  const { out } = await run(clientMain, "--reply=a\nb").result();
+  assertEquals(out.at(-1), "Replied: a\\nb");
+  assertEquals(new Uint8Array(peer.sent), encode("a\nb"));
+});
+
+test("client.ts: --wait is in seconds", async () => {
+  let tries = 0;
+  using _ = connecting(() => {
+    const peer = new MemoryConnection({ reads: ["hello", null] });
+    if (++tries === 2) return Promise.resolve(peer);
+    return refused();
+  });
+  assertEquals((await run(clientMain, "--wait=60").result()).code, 0);
+  assertEquals(tries, 2);
+  assertEquals((await run(clientMain, "--wait=0.001").result()).code, 1);
+  assert(tries <= 4, `${tries} tries`);
+});
+
+for (
+  const { what, error, pattern } of [
+    {
+      what: "a refusal",
+      error: new Deno.errors.ConnectionRefused(""),
+      pattern: /^error: nothing listens on 127\.0\.0\.1:8888; .* --wait/,
+    },
+    {
+      what: "a server that takes too long",
+      error: new Deno.errors.TimedOut(""),
+      pattern: /^error: 127\.0\.0\.1:8888 took too long; .* --timeout/,
+    },
+    {
+      what: "a missing permission",
+      error: new Deno.errors.NotCapable(""),
+      pattern: /^error: .* 127\.0\.0\.1:8888; .*--allow-net=127\.0\.0\.1:8888$/,
+    },
+    {
+      what: "an unknown name",
+      error: new Error("failed to look up"),
+      pattern: /^error: .* 127\.0\.0\.1:8888: failed to look up$/,
+    },
+    ...[
+      Deno.errors.BrokenPipe,
+      Deno.errors.ConnectionAborted,
+      Deno.errors.ConnectionReset,
+    ].map((type) => ({
+      what: type.name,
+      error: new type(""),
+      pattern: /^error: 127\.0\.0\.1:8888 reset the connection$/,
+    })),
+  ]
+) {
+  test(`client.ts: ${what} is one line with the way out`, async () => {
+    assertMatch(await said(clientMain, error), pattern);
+  });
+}
+
+socketTest(
+  "client.ts: what goes wrong with a real server is one line that names it",
+  async () => {
+    using listener = listen();
+    const { port } = listener.addr;
+    const at = `127\\.0\\.0\\.1:${port}`;
+    const failing = async (pattern: RegExp, ...args: string[]) => {
+      const { code, err } = await run(clientMain, "-qp", `${port}`, ...args)
+        .result();
+      assertEquals([code, err.length], [1, 1]);
+      assertMatch(err[0]!, pattern);
+    };
+    const serving = async (greeting: string) => {
+      using connection = await listener.accept();
+      await writeAll(connection, greeting);
+    };
+
+    await Promise.all([
+      serving(""),
+      failing(new RegExp(`^error: ${at} closed without a greeting$`)),
+    ]);
+    await Promise.all([
+      serving("x".repeat(LIMIT + 1)),
+      failing(
+        new RegExp(`^error: ${at} sent a greeting longer than 65536 bytes$`),
+      ),
+    ]);
+    await failing(
+      new RegExp(`^error: ${at} took too long; `),
+      "--timeout=0.05",
+    );
+    (await listener.accept()).close();
+
+    const resets = createServer((socket) => socket.resetAndDestroy());
+    await new Promise<void>((done) => resets.listen(0, "127.0.0.1", done));
+    const { port: other } = resets.address() as { port: number };
+    await failing(
+      new RegExp(`^error: 127\\.0\\.0\\.1:${other} reset the connection$`),
+      `--port=${other}`,
+    );
+    await new Promise((done) => resets.close(done));
+
+    listener[Symbol.dispose]();
+    await failing(new RegExp(`^error: nothing listens on ${at}; `));
+  },
+);
+
+test("client.ts: it waits until its lines are out", async () => {
+  using _ = connectTo(new MemoryConnection({ reads: ["hello", null] }));
+  const { result } = runWith({
+    stdout: async (bytes) => {
+      await new Promise((resolve) => setTimeout(resolve, 20));
+      return bytes.length;
+    },
+  }, clientMain);
+  const { code, out } = await result();
+  assertEquals([code, out], [0, [
+    "Connected to [::1]:7",
+    "Greeting: hello",
+    `Replied: ${REPLY}`,
+  ]]);
+});
+
+test("client.ts: its error comes after its lines", async () => {
+  using _ = connectTo(new MemoryConnection({ reads: [null] }));
+  const order: string[] = [];
+  const { result } = runWith({
+    stdout: async (bytes) => {
+      await new Promise((resolve) => setTimeout(resolve, 20));
+      order.push("line");
+      return bytes.length;
+    },
+    stderr: () => order.push("error"),
+  }, clientMain);
+  assertEquals([(await result()).code, order], [1, ["line", "error"]]);
+});
+
+for (const args of [[], ["--quiet"]]) {
+  test(`client.ts${args.map((arg) => ` ${arg}`)}: lines that can't be written are an error, after the exchange`, async () => {
+    const peer = new MemoryConnection({ reads: ["hello", null] });
+    using _ = connectTo(peer);
+    const { result } = runWith(
+      {
+        stdout: () => fail(new Error("No space left on device (os error 28)")),
+      },
+      clientMain,
+      ...args,
+    );
+    const { code, out, err } = await result();
+    assertEquals([code, out, err], [1, [], [
+      "error: cannot print: No space left on device (os error 28)",
+    ]]);
+    assertEquals(new Uint8Array(peer.sent), encode(REPLY));
+  });
+}
+
+// Both commands: what stands in both scripts
+
+/** Runs one of the commands so that it prints this text of a peer. */
+const printing = {
+  "server.ts": (reads: string[], setup: Setup = {}) => {
+    const peer = new MemoryConnection({ reads: [...reads, null] });
+    const replaced = listening(() => new MemoryListener([peer]));
+    const { result } = runWith(setup, serverMain, "--once");
+    return { result, replaced, before: "[::1]:7 replied: " };
+  },
+  "client.ts": (reads: string[], setup: Setup = {}) => {
+    const replaced = connectTo(
+      new MemoryConnection({ reads: [...reads, null] }),
+    );
+    const { result } = runWith(setup, clientMain, "--quiet");
+    return { result, replaced, before: "" };
+  },
+};
+
+const NASTY =
+  "a\tb\r\n\x00\x07\x1b[2J\x7f\x85\x9b\u2028\u2029\u200e\u200f\u061c" +
+  "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069好 👋\\";
+const HARMLESS = "a\\tb\\r\\n\\u0000\\u0007\\u001b[2J\\u007f\\u0085\\u009b" +
+  "\\u2028\\u2029\\u200e\\u200f\\u061c\\u202a\\u202b\\u202c\\u202d\\u202e" +
+  "\\u2066\\u2067\\u2068\\u2069好 👋\\";
+
+for (const [script, print] of Object.entries(printing)) {
+  for (
+    const { what, text, shown } of [
+      { what: "that drives a terminal", text: NASTY, shown: HARMLESS },
+      { what: "with a line end", text: "hi\n", shown: "hi" },
+      { what: "with the line end of telnet", text: "hi\r\n", shown: "hi" },
+      { what: "that is a line end", text: "\n", shown: "" },
+      { what: "with two line ends", text: "hi\n\n", shown: "hi\\n" },
+      { what: "with a carriage return", text: "hi\r", shown: "hi\\r" },
+    ]
+  ) {
+    test(`${script}: a peer's text ${what} is shown harmless`, async () => {
+      const { result, replaced, before } = print([text]);
+      using _ = replaced;
+      assert((await result()).out.includes(before + shown));
+    });
+  }
+
+  test(`${script}: a long text is written in pieces of at most 4096 bytes`, async () => {
+    const pieces: Uint8Array[] = [];
+    const text = "好".repeat(20_000);
+    const { result, replaced, before } = print([text], {
+      stdout: (bytes) => {
+        pieces.push(bytes.slice());
+        return bytes.length;
+      },
+    });
+    using _ = replaced;
+    assert((await result()).out.includes(before + text));
+    for (const piece of pieces) {
+      assert(piece.length <= 4096, `${piece.length} bytes`);
+      // Smaller ones end in a line end, and no piece cuts a character.
+      if (piece.length < 4090) assertEquals(piece.at(-1), 0x0a);
+      new TextDecoder("utf-8", { fatal: true }).decode(piece);
+    }
+  });
+
+  test(`${script}: where stdout would block, each line comes once`, async () => {
+    let tries = 0;
+    const text = "x".repeat(10_000);
+    const { result, replaced, before } = print([text], {
+      stdout: (bytes) =>
+        ++tries % 3 ? fail(new Deno.errors.WouldBlock("")) : bytes.length,
+    });
+    using _ = replaced;
+    const { code, out } = await result();
+    assertEquals(code, 0);
+    assertEquals(out.filter((line) => line === before + text).length, 1);
+    assertEquals(new Set(out).size, out.length);
+  });
+
+  test(`${script}: where stdout takes a part, each line comes once`, async () => {
+    const { result, replaced, before } = print(["hello"], {
+      stdout: (bytes) => Math.min(3, bytes.length),
+    });
+    using _ = replaced;
+    const { code, out } = await result();
+    assertEquals(code, 0);
+    assertEquals(out.filter((line) => line === `${before}hello`).length, 1);
+  });
+}
+
+/** The flags of each command, with their defaults. */
+const commands = {
+  "server.ts": {
+    main: serverMain,
+    flags: {
+      host: "127.0.0.1",
+      port: "8888",
+      greeting: GREETING,
+      timeout: "10",
+      "max-clients": "1024",
+      once: "off",
+      quiet: "off",
+      help: "off",
+    },
+  },
+  "client.ts": {
+    main: clientMain,
+    flags: {
+      host: "127.0.0.1",
+      port: "8888",
+      reply: REPLY,
+      timeout: "10",
+      wait: "0",
+      quiet: "off",
+      help: "off",
+    },
+  },
+};
+
+/** A wrong command line, and what the error must name. */
+interface Wrong {
+  args: string[];
+  names: string[];
+}
+
+const wrongValues = (flag: string, ...values: string[]): Wrong[] =>
+  values.map((value) => ({
+    args: [`${flag}=${value}`],
+    names: [flag, `not "${value}"`],
+  }));
+
+const takesNoValue = (flag: string, ...lines: string[][]): Wrong[] =>
+  lines.map((args) => ({ args, names: [`${flag} takes no value`] }));
+
+const tooLong = (flag: string): Wrong[] => [
+  {
+    args: [`${flag}=${"x".repeat(LIMIT + 1)}`],
+    names: [flag, "at most 65536 bytes, not 65537"],
+  },
+  {
+    args: [`${flag}=${"好".repeat(21_846)}`],
+    names: [flag, "at most 65536 bytes, not 65538"],
+  },
+];
+
+const wrong: Wrong[] = [
+  { args: ["--bogus"], names: ['"--bogus"'] },
+  { args: ["--bogus=1"], names: ['"--bogus=1"'] },
+  { args: ["--constructor"], names: ['"--constructor"'] },
+  { args: ["--toString"], names: ['"--toString"'] },
+  { args: ["--__proto__=1"], names: ['"--__proto__=1"'] },
+  { args: ["-x"], names: ['"-x"'] },
+  { args: ["-qx"], names: ['"-qx"'] },
+  { args: ["--no-quiet"], names: ['"--no-quiet"'] },
+  { args: ["stray"], names: ['"stray"'] },
+  { args: ["-"], names: ['"-"'] },
+  { args: [""], names: ['""'] },
+  { args: ["--", "stray"], names: ['"stray"'] },
+  { args: ["--", "--quiet"], names: ['"--quiet"'] },
+  { args: ["--", "--quiet=no"], names: ['"--quiet=no"'] },
+  { args: ["bad\n\x1b[2J"], names: ['"bad\\n\\u001b[2J"'] },
+  { args: ["--port"], names: ["--port"] },
+  { args: ["--port="], names: ["--port"] },
+  { args: ["-p"], names: ["--port"] },
+  { args: ["--host"], names: ["--host"] },
+  { args: ["--host", ""], names: ["--host"] },
+  { args: ["--host="], names: ["--host"] },
+  { args: ["--timeout"], names: ["--timeout"] },
+  { args: ["--timeout", "-1"], names: ["--timeout"] },
+  ...wrongValues("--port", "x", "1.5", "-1", "65536", "1e3", "0x50", " 80"),
+  ...wrongValues("--timeout", "0", "-1", "x", "NaN", "Infinity", "2147484"),
+  ...wrongValues("--timeout", " ", "1s", "0x10", " 5", "1e1", "+5"),
+  ...takesNoValue(
+    "--quiet",
+    ["--quiet=no"],
+    ["--quiet=0"],
+    ["--quiet=banana"],
+    ["--quiet=true"],
+    ["--quiet="],
+    ["--quiet", "false"],
+    ["-q=false"],
+    ["-q9"],
+    ["-q", "true"],
+  ),
+  ...takesNoValue("--help", ["--help=no"], ["-h=1"], ["-qh1"]),
+];
+
+const wrongFor = {
+  "server.ts": [
+    ...wrong,
+    { args: ["--greeting"], names: ["--greeting"] },
+    { args: ["--greeting", "--once"], names: ["--greeting"] },
+    { args: ["--greeting="], names: ["--greeting"] },
+    { args: ["--reply=hi"], names: ['"--reply=hi"'] },
+    ...tooLong("--greeting"),
+    ...takesNoValue("--once", ["--once=yes"], ["--once", "true"]),
+    ...wrongValues("--max-clients", "0", "-1", "1.5", "x", "1e3"),
+  ],
+  "client.ts": [
+    ...wrong,
+    { args: ["--reply"], names: ["--reply"] },
+    { args: ["--reply="], names: ["--reply"] },
+    { args: ["--once"], names: ['"--once"'] },
+    ...tooLong("--reply"),
+    ...wrongValues("--port", "0"),
+    ...wrongValues("--wait", "-1", "x", "NaN", "Infinity", "2147484", " "),
+    ...wrongValues("--wait", "0x10", " 5", "1e1", "+5"),
+  ],
+};
+
+for (const [script, { main, flags }] of Object.entries(commands)) {
+  for (const { args, names } of wrongFor[script as keyof typeof wrongFor]) {
+    const line = JSON.stringify(args).slice(0, 40);
+    test(`${script}: ${line} is a wrong command line`, async () => {
+      using _ = noSockets();
+      const { code, out, err } = await run(main, ...args).result();
+      assertEquals([code, out, err.length], [2, [], 1]);
+      assertMatch(err[0]!, /^error: .*; see --help$/);
+      for (const name of names) {
+        assert(err[0]!.includes(name), `${err[0]} should name ${name}`);
+      }
+    });
+  }
+
+  for (
+    const args of [
+      ["--help"],
+      ["-h"],
+      ["-qh"],
+      ["-h", "--bogus", "--port=x"],
+      ["--quiet=no", "--help"],
+      ["--help=no", "--help"],
+    ]
+  ) {
+    test(`${script}: ${args.join(" ")} shows the help, with every default`, async () => {
+      using _ = noSockets();
+      const { code, out, err } = await run(main, ...args).result();
+      assertEquals([code, err], [0, []]);
+      const help = out.join("\n");
+      for (const part of ["usage", "example"]) {
+        const command = `${part}: deno run --allow-net ${script}`;
+        assert(help.includes(command), command);
+      }
+      for (const [flag, value] of Object.entries(flags)) {
+        const line = out.find((line) => line.startsWith(`  --${flag}`));
+        assert(line?.endsWith(`(${value})`), `${flag}: ${line}`);
+      }
+    });
+  }
+
+  test(`${script}: a text of 65536 bytes is taken`, async () => {
+    const flag = script === "server.ts" ? "--greeting" : "--reply";
+    const error = await said(
+      main,
+      new Error("asked"),
+      `${flag}=${"x".repeat(LIMIT)}`,
+    );
+    assertMatch(error, /: asked$/);
+  });
+
+  for (
+    const { args, delay } of [
+      { args: [], delay: 10_000 },
+      { args: ["--timeout=2.5"], delay: 2500 },
+    ]
+  ) {
+    test(`${script} ${args}: its time is ${delay} ms`, async () => {
+      const peer = () => new MemoryConnection({ reads: ["hello", null] });
+      using timer = timers();
+      using _listen = listening(() => new MemoryListener([peer()]));
+      using _connect = connectTo(peer());
+      const once = script === "server.ts" ? ["--once"] : [];
+      await run(main, ...once, ...args).result();
+      assertEquals(Math.max(...timer.delays), delay);
+    });
+  }
+
+  test(`${script}: an error that can't be written changes no exit code`, async () => {
+    const { result } = runWith(
+      {
+        stderr: () => fail(new Error("no space left")),
+      },
+      main,
+      "--bogus",
+    );
+    assertEquals((await result()).code, 2);
+  });
+
+  socketTest(
+    `${script}: a host that can't be found is an error that names it`,
+    async () => {
+      const { code, err } = await run(main, "--host", "no.such.host.invalid")
+        .result();
+      assertEquals([code, err.length], [1, 1]);
+      assertMatch(err[0]!, /^error: .*no\.such\.host\.invalid:8888/);
+    },
+  );
+}
+
+// Both together
+
+socketTest(
+  "both: the client gets the greeting, and the server the reply",
+  async () => {
+    await using server = start();
+    assertEquals(await exchange({ port: server.port }), GREETING);
+    const { client, outcome, reply } = await server.over.next();
+    assertEquals([outcome, reply], ["replied", REPLY]);
+    assertEquals(client.port, server.connected.all[0]!.port);
+  },
+);
+
+socketTest(
+  "both: the texts can be chosen, and are sent as they are",
+  async () => {
+    const greeting = "\uFEFFhello\r\n\0";
+    const reply = "\uFEFF\x1b[31m\n\n";
+    await using server = start({ greeting });
+    assertEquals(await exchange({ port: server.port, reply }), greeting);
+    assertEquals((await server.over.next()).reply, reply);
+  },
+);
+
+socketTest(
+  "both: of 300 clients at once, each gets its own outcome",
+  async () => {
+    await using server = start();
+    const replies = Array.from({ length: 300 }, (_, i) => `reply ${i}`);
+    const greetings = await Promise.all(
+      replies.map((reply) => exchange({ port: server.port, reply })),
+    );
+    assertEquals(new Set(greetings), new Set([GREETING]));
+    const got = [];
+    for (const _ of replies) got.push(await server.over.next());
+    assertEquals(got.map(({ reply }) => reply).sort(), replies.sort());
+    assertEquals(
+      got.map(({ client }) => client.port).sort(),
+      server.connected.all.map(({ port }) => port).sort(),
+    );
+  },
+);
+
+socketTest("both: the two commands talk to each other", async () => {
+  const { port, result } = await startServer("--once", "--greeting", "hello");
+  assertEquals(await clientMain(["--port", `${port}`, "--reply", "hi"]), 0);
+  const { code, out, err } = await result();
+  assertEquals([code, err], [0, []]);
+  const address = out.find((line) => line.endsWith(" connected"))!
+    .split(" ")[0];
+  assertEquals(
+    out.filter((line) => /^(Listening|127|Served)/.test(line)),
+    [
+      `Listening on 127.0.0.1:${port}`,
+      `${address} connected`,
+      `${address} replied: hi`,
+      "Served 1 client",
+    ],
+  );
+  assertEquals(
+    out.filter((line) => /^(Connected|Greeting|Replied)/.test(line)),
+    [`Connected to 127.0.0.1:${port}`, "Greeting: hello", "Replied: hi"],
+  );
+});
+
+// Helpers
 
 /** A test in memory. It is stopped where it would hang. */
 function test(name: string, fn: () => void | Promise<void>): void {
@@ -82,7 +2523,7 @@ class Events<T> {
   }
 }
 
-/** A server on a free port, with what it tells. */
+/** A server on a free port, with what it calls back with. */
 function start(options: ServeOptions = {}) {
   const connected = new Events<Deno.NetAddr>();
   const over = new Events<Exchange>();
@@ -95,8 +2536,23 @@ function start(options: ServeOptions = {}) {
   return { ...running, port: running.addr.port, connected, over };
 }
 
-const listen = () => Deno.listen({ hostname: "127.0.0.1", port: 0 });
-const encode = (text: string) => new TextEncoder().encode(text);
+/** The same in memory. An error is what an accept rejects with. */
+function startInMemory(
+  accepts: (MemoryConnection | Error)[],
+  options: ServeOptions = {},
+) {
+  const listener = new MemoryListener(accepts);
+  using _ = listening(() => listener);
+  return { ...start(options), listener };
+}
+
+function listen(): Deno.TcpListener {
+  return Deno.listen({ hostname: "127.0.0.1", port: 0 });
+}
+
+function encode(text: string): Uint8Array {
+  return new TextEncoder().encode(text);
+}
 
 async function readAll(connection: Deno.Conn): Promise<string> {
   const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
@@ -109,12 +2565,22 @@ async function readAll(connection: Deno.Conn): Promise<string> {
   }
 }
 
+/** Reads to a line end, byte by byte. */
+async function readLine(connection: Deno.Conn): Promise<string> {
+  const byte = new Uint8Array(1);
+  const bytes: number[] = [];
+  while (await connection.read(byte) !== null && byte[0] !== 0x0a) {
+    bytes.push(byte[0]!);
+  }
+  return new TextDecoder().decode(new Uint8Array(bytes));
+}
+
 async function writeAll(connection: Deno.Conn, data: string | Uint8Array) {
   let rest = typeof data === "string" ? encode(data) : data;
   while (rest.length > 0) rest = rest.subarray(await connection.write(rest));
 }
 
-/** A client that resets when told to, with whatever it is still owed. */
+/** A client that resets when asked to, with whatever it is still owed. */
 async function resetter(port: number) {
   const socket = connectNode({ port, host: "127.0.0.1", allowHalfOpen: true });
   socket.on("error", () => {}); // what a reset may bring is not the test's business
@@ -132,165 +2598,90 @@ async function resetter(port: number) {
   };
 }
 
-const never = () => new Promise<never>(() => {});
-
-/** What a connection in memory does; by default the peer is silent. */
-interface Behaviour {
-  /** What the reads give, one by one; a further read waits for the close. */
-  reads?: (string | Uint8Array | 0 | null | Error)[];
-  write?: (bytes: Uint8Array) => number | Promise<number>;
-  closeWrite?: () => void;
+function never(): Promise<never> {
+  return new Promise(() => {});
 }
 
-/** A script's side of a connection, and the log of what the script did. */
-class MemoryConnection {
-  readonly remoteAddr = { transport: "tcp", hostname: "::1", port: 7 } as const;
-  readonly log: string[] = [];
-  readonly sent: number[] = [];
-  #closed = Promise.withResolvers<void>();
-  #behaviour: Behaviour;
-
-  constructor(behaviour: Behaviour = {}) {
-    this.#behaviour = behaviour;
-  }
-
-  async read(buffer: Uint8Array): Promise<number | null> {
-    this.log.push("read");
-    const next = this.#behaviour.reads?.shift();
-    if (next === undefined) {
-      await this.#closed.promise;
-      throw new Deno.errors.BadResource("closed under a read");
-    }
-    if (next instanceof Error) throw next;
-    if (next === null || next === 0) return next;
-    const bytes = typeof next === "string" ? encode(next) : next;
-    const taken = bytes.subarray(0, buffer.length);
-    if (taken.length < bytes.length) {
-      this.#behaviour.reads!.unshift(bytes.subarray(taken.length));
-    }
-    buffer.set(taken);
-    return taken.length;
-  }
-
-  async write(bytes: Uint8Array): Promise<number> {
-    this.log.push("write");
-    const closed = this.#closed.promise.then(() => {
-      throw new Deno.errors.BadResource("closed under a write");
-    });
-    const count = await Promise.race([
-      Promise.try(() => this.#behaviour.write?.(bytes) ?? bytes.length),
-      closed,
-    ]);
-    this.sent.push(...bytes.subarray(0, count));
-    return count;
-  }
-
-  closeWrite(): Promise<void> {
-    this.log.push("closeWrite");
-    return Promise.try(() => this.#behaviour.closeWrite?.());
-  }
-
-  close(): void {
-    this.log.push("close");
-    this.#closed.resolve();
-  }
-
-  [Symbol.dispose](): void {
-    this.close();
-  }
+function fail(error: Error): never {
+  throw error;
 }
 
-/** A listener that gives `accepts` one by one, then waits for the close. */
-class MemoryListener {
-  readonly addr = { transport: "tcp", hostname: "::1", port: 8 } as const;
-  accepted = 0;
-  #closed = Promise.withResolvers<void>();
-  #accepts: (MemoryConnection | Error)[];
-
-  constructor(accepts: (MemoryConnection | Error)[]) {
-    this.#accepts = accepts;
-  }
-
-  async accept(): Promise<MemoryConnection> {
-    const next = this.#accepts[this.accepted];
-    if (next === undefined) {
-      await this.#closed.promise;
-      throw new Deno.errors.BadResource("closed under an accept");
-    }
-    this.accepted++;
-    if (next instanceof Error) throw next;
-    return next;
-  }
-
-  [Symbol.dispose](): void {
-    this.#closed.resolve();
-  }
+/** What an accept rejects with where descriptors run out. */
+function shortage(message: string): Error {
+  return Object.assign(new Error(message), { code: "EMFILE" });
 }
 
-/** Makes `Deno.listen` do this until the end of the block. */
-function listening(
-  fn: (options: Deno.TcpListenOptions) => MemoryListener,
-): Disposable {
-  return replace(Deno, "listen", fn as never);
+/** A turn of the event loop. */
+function turn(): Promise<void> {
+  return new Promise((resolve) => setTimeout(resolve));
 }
 
-/** Makes `Deno.connect` do this until the end of the block. */
-function connecting(
-  fn: (options: Deno.ConnectOptions) => Promise<unknown>,
-): Disposable {
-  return replace(Deno, "connect", fn as never);
+/** Keeps the process busy, as if it stood still. */
+function standStill(milliseconds: number): void {
+  const end = performance.now() + milliseconds;
+  while (performance.now() < end);
 }
 
-const connectTo = (connection: MemoryConnection) =>
-  connecting(() => Promise.resolve(connection));
+/** The delays of all timers that are set until the end of the block. */
+function timers() {
+  const delays: number[] = [];
+  const set = globalThis.setTimeout;
+  const note = (fn: () => void, delay = 0) => {
+    delays.push(delay);
+    return set(fn, delay);
+  };
+  const noting = note as typeof globalThis.setTimeout;
+  return { delays, ...replace(globalThis, "setTimeout", noting) };
+}
 
-const refused = () =>
-  Promise.reject(new Deno.errors.ConnectionRefused("refused"));
+/** What is reported on stderr until the end of the block. */
+function capture() {
+  const errors = new Events<string>();
+  const replaced = replace(console, "error", errors.push);
+  return { all: errors.all, ...replaced };
+}
 
-/** A connect that hangs until it is aborted. */
-const hang = ({ signal }: Deno.ConnectOptions) =>
-  new Promise<never>((_, reject) => {
-    signal!.addEventListener("abort", () => reject(signal!.reason));
-  });
+const TEXT = "你好,客戶端 👋🏽";
 
-/** Makes the test fail where a socket is asked for. */
-function noSockets(): Disposable {
-  const fail = () => assert(false, "a socket was opened") as never;
-  const both = [listening(fail), connecting(() => Promise.try(fail))];
+/** Ways in which the text may come. */
+function pieces() {
+  const bytes = encode("你好,客戶端 👋🏽");
   return {
-    [Symbol.dispose]: () => both.forEach((one) => one[Symbol.dispose]()),
-  };
+    "one byte at a time": Array.from(bytes, (_, i) => bytes.subarray(i, i + 1)),
+    "with characters split": [bytes.subarray(0, 4), 0, bytes.subarray(4)],
+    "with empty reads": [0, bytes, 0, 0],
+  } as const;
 }
 
-function startInMemory(
-  accepts: (MemoryConnection | Error)[],
-  options: ServeOptions = {},
-) {
-  const listener = new MemoryListener(accepts);
-  using _ = listening(() => listener);
-  return { ...start(options), listener };
+// Commands
+
+/** What a command meets outside of the network. */
+interface Setup {
+  /** Takes bytes, and gives how many it took. */
+  stdout?: (bytes: Uint8Array) => number | Promise<number>;
+  stderr?: (text: string) => void;
 }
 
-/** A peer that sends a byte every 5 ms, without an end. */
-function dribbler(): MemoryConnection {
-  const peer = new MemoryConnection();
-  peer.read = async (buffer) => {
-    await new Promise((resolve) => setTimeout(resolve, 5));
-    if (peer.log.includes("close")) throw new Deno.errors.BadResource("closed");
-    buffer[0] = 0x41;
-    return 1;
-  };
-  return peer;
-}
+type Main = (args: string[]) => Promise<number>;
 
 /** A command under way: what it prints, and its stop signals. */
-function run(main: (args: string[]) => Promise<number>, ...args: string[]) {
+function runWith({ stdout, stderr }: Setup, main: Main, ...args: string[]) {
   const out = new Events<string>();
   const err = new Events<string>();
   const handlers = new Map<Deno.Signal, () => void>();
+  const decoder = new TextDecoder();
+  let rest = "";
+  const write = async (bytes: Uint8Array) => {
+    const count = await (stdout?.(bytes) ?? bytes.length);
+    rest += decoder.decode(bytes.subarray(0, count), { stream: true });
+    const lines = rest.split("\n");
+    rest = lines.pop()!;
+    lines.forEach(out.push);
+    return count;
+  };
   const replaced = [
-    replace(console, "log", out.push),
-    replace(console, "error", err.push),
+    replace(Deno.stdout, "write", write),
+    replace(console, "error", stderr ?? err.push),
     replace(Deno, "addSignalListener", (name, handler) => {
       handlers.set(name, handler);
     }),
@@ -303,7 +2694,6 @@ function run(main: (args: string[]) => Promise<number>, ...args: string[]) {
   });
   return {
     out,
-    err,
     handlers,
     /** The next line must match; gives its groups. */
     async line(pattern: RegExp): Promise<string[]> {
@@ -320,1453 +2710,203 @@ function run(main: (args: string[]) => Promise<number>, ...args: string[]) {
   };
 }
 
-const startServer = async (...args: string[]) => {
-  const command = run(server, "--port", "0", ...args);
+function run(main: Main, ...args: string[]) {
+  return runWith({}, main, ...args);
+}
+
+async function startServer(...args: string[]) {
+  const command = run(serverMain, "--port", "0", ...args);
   const [port] = await command.line(/^Listening on 127\.0\.0\.1:(\d+)$/);
   return { ...command, port: Number(port) };
-};
-
-// The exchange
-
-socketTest(
-  "the client gets the greeting, and the server the reply",
-  async () => {
-    await using server = start();
-    assertEquals(await exchange({ port: server.port }), GREETING);
-    const { client, outcome, reply } = await server.over.next();
-    assertEquals([outcome, reply], ["replied", REPLY]);
-    assertEquals(client.port, server.connected.all[0]!.port);
-  },
-);
-
-socketTest("both texts can be chosen, and are sent as they are", async () => {
-  const greeting = "\uFEFFhello\r\n\0";
-  const reply = "\uFEFF\x1b[31m\n\n";
-  await using server = start({ greeting });
-  assertEquals(await exchange({ port: server.port, reply }), greeting);
-  assertEquals((await server.over.next()).reply, reply);
-});
-
-socketTest("of 300 clients at once, each gets its own outcome", async () => {
-  await using server = start();
-  const replies = Array.from({ length: 300 }, (_, i) => `reply ${i}`);
-  const greetings = await Promise.all(
-    replies.map((reply) => exchange({ port: server.port, reply })),
-  );
-  assertEquals(new Set(greetings), new Set([GREETING]));
-  const got = [];
-  for (const _ of replies) got.push(await server.over.next());
-  assertEquals(got.map(({ reply }) => reply).sort(), replies.sort());
-  assertEquals(
-    got.map(({ client }) => client.port).sort(),
-    server.connected.all.map(({ port }) => port).sort(),
-  );
-});
-
-socketTest("a reply is told with the address that it came from", async () => {
-  await using server = start();
-  using first = await Deno.connect({ port: server.port });
-  using second = await Deno.connect({ port: server.port });
-  for (const connection of [second, first]) {
-    const { port } = connection.localAddr;
-    await writeAll(connection, `from ${port}`);
-    await connection.closeWrite();
-    const { client, reply } = await server.over.next();
-    assertEquals([client.port, reply], [port, `from ${port}`]);
-  }
-});
-
-socketTest(
-  "the server's half ends after the greeting, the client's not",
-  async () => {
-    await using server = start();
-    using connection = await Deno.connect({ port: server.port });
-    assertEquals(await readAll(connection), GREETING);
-    await writeAll(connection, "still ");
-    await writeAll(connection, "here");
-    await connection.closeWrite();
-    assertEquals((await server.over.next()).reply, "still here");
-  },
-);
-
-socketTest(
-  "a client that replies before it reads is heard and greeted",
-  async () => {
-    await using server = start();
-    using connection = await Deno.connect({ port: server.port });
-    await writeAll(connection, REPLY);
-    await connection.closeWrite();
-    assertEquals((await server.over.next()).reply, REPLY);
-    assertEquals(await readAll(connection), GREETING);
-  },
-);
-
-socketTest(
-  "a client that has replied and gone before it is accepted is heard",
-  async () => {
-    await using server = start({ maxClients: 1 });
-    using first = await Deno.connect({ port: server.port });
-    await server.connected.next();
-    const early = await Deno.connect({ port: server.port });
-    await writeAll(early, REPLY);
-    early.close();
-    first.close();
-    assertEquals((await server.over.next()).outcome, "left");
-    const { outcome, reply } = await server.over.next();
-    assertEquals([outcome, reply], ["replied", REPLY]);
-  },
-  // Other systems may tell of the reset that the greeting meets instead.
-  Deno.build.os === "linux",
-);
-
-socketTest(
-  "the lesson's client is served: one recv, one send, close",
-  async () => {
-    await using server = start();
-    using connection = await Deno.connect({ port: server.port });
-    const buffer = new Uint8Array(1024);
-    const count = await connection.read(buffer);
-    assertEquals(buffer.subarray(0, count!), encode(GREETING));
-    await writeAll(connection, REPLY);
-    connection[Symbol.dispose]();
-    assertEquals((await server.over.next()).reply, REPLY);
-  },
-);
-
-socketTest(
-  "the lesson's server is understood: accept, send, close",
-  async () => {
-    using listener = listen();
-    const greeting = exchange({ port: listener.addr.port });
-    using connection = await listener.accept();
-    await writeAll(connection, GREETING);
-    connection[Symbol.dispose]();
-    assertEquals(await greeting, GREETING);
-  },
-);
-
-socketTest(
-  "the client sends its reply and nothing else, then closes",
-  async () => {
-    using listener = listen();
-    const reply = "x".repeat(1_000_000);
-    const greeting = exchange({ port: listener.addr.port, reply });
-    using connection = await listener.accept();
-    await writeAll(connection, "hello");
-    await connection.closeWrite();
-    assertEquals(await readAll(connection), reply);
-    assertEquals(await greeting, "hello");
-  },
-);
-
-test("the client replies only after the end of the greeting", async () => {
-  const connection = new MemoryConnection({ reads: ["你", 0, "好", null] });
-  using _ = connectTo(connection);
-  const order: string[] = [];
-  await exchange({
-    onConnect: ({ port }) => order.push(`connected to ${port}`),
-    onGreeting: (greeting) => order.push(greeting, ...connection.log),
-  });
-  assertEquals(order, [
-    "connected to 7",
-    "你好",
-    ..."read ".repeat(4).trim().split(" "),
-  ]);
-  assertEquals(connection.log.slice(4), ["write", "close"]);
-});
-
-// Pieces
-
-const text = "你好,客戶端 👋🏽";
-const bytes = encode(text);
-const pieces = {
-  "one byte at a time": Array.from(bytes, (_, i) => bytes.subarray(i, i + 1)),
-  "with characters split": [bytes.subarray(0, 4), 0, bytes.subarray(4)],
-  "with empty reads": [0, text, 0, 0],
-} as const;
-
-for (const [how, reads] of Object.entries(pieces)) {
-  test(`a reply that comes ${how} is read whole`, async () => {
-    const peer = new MemoryConnection({ reads: [...reads, null] });
-    await using server = startInMemory([peer]);
-    assertEquals((await server.over.next()).reply, text);
-  });
-
-  test(`a greeting that comes ${how} is read whole`, async () => {
-    const peer = new MemoryConnection({ reads: [...reads, null] });
-    using _ = connectTo(peer);
-    assertEquals(await exchange(), text);
-  });
 }
-
-test("a greeting is sent whole where a write takes one byte", async () => {
-  const peer = new MemoryConnection({ reads: [null], write: () => 1 });
-  await using server = startInMemory([peer], { greeting: text });
-  await server.over.next();
-  assertEquals(new Uint8Array(peer.sent), bytes);
-  assertEquals(
-    peer.log.filter((call) => call === "write").length,
-    bytes.length,
-  );
-});
-
-test("a reply is sent whole where a write takes one byte", async () => {
-  const peer = new MemoryConnection({ reads: ["hi", null], write: () => 1 });
-  using _ = connectTo(peer);
-  await exchange({ reply: text });
-  assertEquals(new Uint8Array(peer.sent), bytes);
-});
-
-socketTest("a reply in pieces on a real connection is read whole", async () => {
-  await using server = start();
-  using connection = await Deno.connect({ port: server.port });
-  connection.setNoDelay();
-  for (const byte of bytes) await writeAll(connection, Uint8Array.of(byte));
-  await connection.closeWrite();
-  assertEquals((await server.over.next()).reply, text);
-});
-
-socketTest(
-  "a greeting in pieces on a real connection is read whole",
-  async () => {
-    using listener = listen();
-    const greeting = exchange({ port: listener.addr.port });
-    using connection = await listener.accept();
-    connection.setNoDelay();
-    for (const byte of bytes) await writeAll(connection, Uint8Array.of(byte));
-    await connection.closeWrite();
-    assertEquals(await greeting, text);
-  },
-);
-
-test("bytes that are not UTF-8 become U+FFFD in a reply", async () => {
-  const peer = new MemoryConnection({
-    reads: [Uint8Array.of(0xff, 0x41, 0xe4), null],
-  });
-  await using server = startInMemory([peer]);
-  assertEquals((await server.over.next()).reply, "\uFFFDA\uFFFD");
-});
-
-test("bytes that are not UTF-8 become U+FFFD in a greeting", async () => {
-  const peer = new MemoryConnection({
-    reads: [Uint8Array.of(0xff, 0x41, 0xe4), null],
-  });
-  using _ = connectTo(peer);
-  assertEquals(await exchange(), "\uFFFDA\uFFFD");
-});
-
-// Clients that fail
-
-socketTest("a client that leaves without a reply is told as such", async () => {
-  await using server = start();
-  using connection = await Deno.connect({ port: server.port });
-  await connection.closeWrite();
-  const { outcome, reply } = await server.over.next();
-  assertEquals([outcome, reply], ["left", ""]);
-});
-
-socketTest("a silent client is closed when its time is up", async () => {
-  await using server = start({ timeout: 50 });
-  // Twice, as the second one comes when no deadline is running.
-  for (let i = 0; i < 2; i++) {
-    const began = performance.now();
-    using connection = await Deno.connect({ port: server.port });
-    assertEquals(await readAll(connection), GREETING);
-    assertEquals((await server.over.next()).outcome, "timed-out");
-    assert(performance.now() - began >= 50);
-  }
-});
-
-test("a client that keeps sending gets no more time", async () => {
-  await using server = startInMemory([dribbler()], { timeout: 50 });
-  const { outcome, reply } = await server.over.next();
-  assertEquals([outcome, reply], ["timed-out", ""]);
-});
-
-test("each client has its own time, whoever came before", async () => {
-  const [silent, busy, last] = [
-    new MemoryConnection(),
-    new MemoryConnection({ reads: ["hi", null] }),
-    new MemoryConnection(),
-  ];
-  await using server = startInMemory([silent, busy, last], { timeout: 30 });
-  const outcomes = [];
-  for (let i = 0; i < 3; i++) outcomes.push((await server.over.next()).outcome);
-  assertEquals(outcomes, ["replied", "timed-out", "timed-out"]);
-});
-
-socketTest(
-  "a client that resets before it is accepted harms nobody",
-  async () => {
-    await using server = start({ maxClients: 1 });
-    using first = await Deno.connect({ port: server.port });
-    await server.connected.next();
-    for (let i = 0; i < 20; i++) await (await resetter(server.port)).reset();
-    first.close();
-    assertEquals((await server.over.next()).outcome, "left");
-    assertEquals(await exchange({ port: server.port }), GREETING);
-  },
-);
-
-socketTest(
-  "a client that resets before its reply is told as such",
-  async () => {
-    await using server = start();
-    const rude = await resetter(server.port);
-    await server.connected.next();
-    await rude.reset();
-    const { client, outcome } = await server.over.next();
-    assertEquals([client.port, outcome], [rude.port, "reset"]);
-    assertEquals(await exchange({ port: server.port }), GREETING);
-  },
-);
-
-socketTest("a reply that breaks off in a reset is not a reply", async () => {
-  await using server = start();
-  const rude = await resetter(server.port);
-  await rude.write("half a re");
-  await server.connected.next();
-  await rude.reset();
-  const { outcome, reply } = await server.over.next();
-  assertEquals([outcome, reply], ["reset", ""]);
-});
-
-test("an error of any call on one connection stays with its client", async () => {
-  const error = new Deno.errors.BrokenPipe("broken");
-  const fail = () => {
-    throw error;
-  };
-  const behaviours: Behaviour[] = [
-    { write: fail, reads: [error] },
-    { write: (data) => data.length > 5 ? 5 : fail(), reads: [error] },
-    { closeWrite: fail, reads: [error] },
-    { reads: [error] },
-    { reads: ["half", error] },
-    { reads: ["hello", null] },
-  ];
-  const peers = behaviours.map((behaviour) => new MemoryConnection(behaviour));
-  await using server = startInMemory(peers);
-  const outcomes = [];
-  for (const _ of peers) outcomes.push((await server.over.next()).outcome);
-  assertEquals(outcomes.sort(), [...Array(5).fill("reset"), "replied"].sort());
-  for (const { log } of peers) assertEquals(log.at(-1), "close");
-});
-
-test("an outcome is told when the connection is closed", async () => {
-  const peer = new MemoryConnection({ reads: ["hello", null] });
-  const last = new Events<string | undefined>();
-  await using _server = startInMemory([peer], {
-    onOutcome: () => last.push(peer.log.at(-1)),
-  });
-  assertEquals(await last.next(), "close");
-});
-
-test("a client that can't be greeted any more is still heard", async () => {
-  const fail = () => {
-    throw new Deno.errors.BrokenPipe("broken");
-  };
-  const peers = [
-    new MemoryConnection({ write: fail, reads: ["one", null] }),
-    new MemoryConnection({ closeWrite: fail, reads: ["two", null] }),
-  ];
-  await using server = startInMemory(peers);
-  const replies = [await server.over.next(), await server.over.next()];
-  assertEquals(replies.map(({ reply }) => reply).sort(), ["one", "two"]);
-});
-
-for (const maxReplyBytes of [undefined, 10, 1000]) {
-  const limit = maxReplyBytes ?? LIMIT;
-
-  socketTest(`a reply of ${limit} bytes, the limit, is taken`, async () => {
-    await using server = start({ maxReplyBytes });
-    const reply = "x".repeat(limit);
-    await exchange({ port: server.port, reply });
-    assertEquals((await server.over.next()).reply, reply);
-  });
-
-  socketTest(
-    `a client is cut off at ${limit + 1} bytes of a reply`,
-    async () => {
-      await using server = start({ maxReplyBytes });
-      using connection = await Deno.connect({ port: server.port });
-      await writeAll(connection, "x".repeat(limit + 1));
-      const { outcome, reply } = await server.over.next();
-      assertEquals([outcome, reply], ["too-long", ""]);
-      assertEquals(await exchange({ port: server.port }), GREETING);
-    },
-  );
-}
-
-socketTest("a slow reader gets the whole of a long greeting", async () => {
-  const greeting = "好".repeat(2_000_000);
-  await using server = start({ greeting });
-  using connection = await Deno.connect({ port: server.port });
-  await server.connected.next();
-  assertEquals(
-    await exchange({ port: server.port, maxGreetingBytes: 6_000_000 }),
-    greeting,
-  );
-  assertEquals(await readAll(connection), greeting);
-});
-
-test("deaf clients run out of time and hold up nobody", async () => {
-  // More of them than may wait for their first write.
-  const deaf = Array.from({ length: 100 }, () => {
-    let first = true;
-    const write = () => {
-      const count = first ? 1 : never();
-      first = false;
-      return count;
-    };
-    return new MemoryConnection({ write });
-  });
-  const last = new MemoryConnection({ reads: ["hello", null] });
-  await using server = startInMemory([...deaf, last], { timeout: 100 });
-  assertEquals((await server.over.next()).reply, "hello");
-  for (const _ of deaf) {
-    assertEquals((await server.over.next()).outcome, "timed-out");
-  }
-});
-
-// Limits on accepting
-
-test("no client is accepted while 32 wait for their first bytes", async () => {
-  const go = Promise.withResolvers<number>();
-  const waiting = Array.from(
-    { length: 32 },
-    () => new MemoryConnection({ write: () => go.promise }),
-  );
-  const next = new MemoryConnection();
-  const controller = new AbortController();
-  const { signal } = controller;
-  const server = startInMemory([...waiting, next], { signal });
-  for (const _ of waiting) await server.connected.next();
-  // A turn of the event loop, in which the next one could have been accepted.
-  await new Promise((resolve) => setTimeout(resolve));
-  assertEquals(server.listener.accepted, 32);
-  go.resolve(encode(GREETING).length);
-  await server.connected.next();
-  controller.abort();
-  await server.finished;
-});
-
-socketTest(
-  "beyond maxClients a client waits, is not refused, and is served",
-  async () => {
-    await using server = start({ maxClients: 2 });
-    using first = await Deno.connect({ port: server.port });
-    using _second = await Deno.connect({ port: server.port });
-    const third = exchange({ port: server.port, reply: "third" });
-    await server.connected.next();
-    await server.connected.next();
-    await writeAll(first, "first");
-    await first.closeWrite();
-    assertEquals((await server.over.next()).reply, "first");
-    assertEquals(server.connected.all.length, 2);
-    assertEquals(await third, GREETING);
-    assertEquals((await server.over.next()).reply, "third");
-  },
-);
-
-test("a client that reset before it was accepted costs no time", async () => {
-  const { NotConnected, ConnectionReset, ConnectionAborted } = Deno.errors;
-  const lost = [NotConnected, ConnectionReset, ConnectionAborted].flatMap(
-    (type) => Array.from({ length: 100 }, () => new type("gone")),
-  );
-  const peer = new MemoryConnection({ reads: ["hello", null] });
-  const told = new Events<Error>();
-  const began = performance.now();
-  await using server = startInMemory([...lost, peer], {
-    onAcceptError: told.push,
-  });
-  assertEquals((await server.over.next()).reply, "hello");
-  assert(performance.now() - began < 5000);
-  assertEquals(told.all, []);
-});
-
-test("out of descriptors, the server says so once, waits and goes on", async () => {
-  const emfile = () => new Error("Too many open files (os error 24)");
-  const peer = () => new MemoryConnection({ reads: ["hello", null] });
-  const told = new Events<Error>();
-  const began = performance.now();
-  await using server = startInMemory(
-    [emfile(), emfile(), peer(), emfile(), peer()],
-    { onAcceptError: told.push },
-  );
-  assertEquals((await server.over.next()).reply, "hello");
-  assert(performance.now() - began >= 190, "it waits between two tries");
-  assertEquals((await server.over.next()).reply, "hello");
-  assertEquals(told.all.map(({ message }) => message), [emfile().message]);
-});
-
-test("after a minute without trouble, new trouble is told", async () => {
-  const told = new Events<Error>();
-  let minute = 0;
-  const now = performance.now.bind(performance);
-  using _ = replace(performance, "now", () => now() + minute);
-  const peer = new MemoryConnection({ reads: ["hello", null] });
-  const listener = [new Error("one"), peer, new Error("two")];
-  await using server = startInMemory(listener, {
-    maxClients: 1,
-    onAcceptError: told.push,
-    onOutcome: () => void (minute = 61_000),
-  });
-  assertEquals((await told.next()).message, "one");
-  assertEquals((await told.next()).message, "two");
-  await server.shutdown();
-});
-
-test("after an accept error, a shutdown ends the tries", async () => {
-  const told = new Events<Error>();
-  const server = startInMemory([new Error("full")], {
-    onAcceptError: told.push,
-  });
-  await told.next();
-  await server.shutdown();
-  assertEquals(server.listener.accepted, 1);
-});
-
-// Ending
-
-socketTest("a shutdown takes no new clients and finishes the old", async () => {
-  const server = start();
-  using connection = await Deno.connect({ port: server.port });
-  await server.connected.next();
-  const down = server.shutdown();
-  await assertRejects(() => exchange({ port: server.port }), Error);
-  assertEquals(await readAll(connection), GREETING);
-  await writeAll(connection, REPLY);
-  await connection.closeWrite();
-  assertEquals((await server.over.next()).reply, REPLY);
-  await Promise.all([down, server.finished, server.shutdown()]);
-  assertEquals(server.connected.all.length, 1);
-  // The port is free again.
-  Deno.listen({ hostname: "127.0.0.1", port: server.port }).close();
-});
-
-test("a client accepted while the server stops is closed, not served", async () => {
-  const late = new MemoryConnection();
-  const accept = Promise.withResolvers<MemoryConnection>();
-  const listener = new MemoryListener([]);
-  listener.accept = () => accept.promise;
-  using _ = listening(() => listener);
-  const server = start();
-  const down = server.shutdown();
-  accept.resolve(late);
-  await down;
-  assertEquals(late.log, ["close"]);
-  assertEquals(server.connected.all, []);
-});
-
-socketTest(
-  "at the end of its block, `await using` has shut the server down",
-  async () => {
-    let port;
-    {
-      await using server = start();
-      port = server.port;
-    }
-    await assertRejects(
-      () => exchange({ port }),
-      Deno.errors.ConnectionRefused,
-    );
-  },
-);
-
-socketTest("aborting ends the server and its exchanges at once", async () => {
-  const controller = new AbortController();
-  const server = start({ signal: controller.signal });
-  using connection = await Deno.connect({ port: server.port });
-  assertEquals(await readAll(connection), GREETING);
-  controller.abort();
-  await server.finished;
-  assertEquals(server.over.all.map(({ outcome }) => outcome), ["timed-out"]);
-  await assertRejects(
-    () => exchange({ port: server.port }),
-    Deno.errors.ConnectionRefused,
-  );
-});
-
-/** A signal, and the listeners that are on it. */
-function watched() {
-  const { signal } = new AbortController();
-  const left = new Set<unknown>();
-  signal.addEventListener = (_: string, fn: unknown) => void left.add(fn);
-  signal.removeEventListener = (_: string, fn: unknown) => void left.delete(fn);
-  return { signal, left };
-}
-
-test("a server that has ended leaves nothing on its signal", async () => {
-  const { signal, left } = watched();
-  const server = startInMemory([], { signal });
-  assertEquals(left.size, 1);
-  await server.shutdown();
-  assertEquals(left.size, 0);
-});
-
-test("a server aborted as soon as it listens ends", async () => {
-  const controller = new AbortController();
-  const { signal } = controller;
-  const onListen = () => controller.abort();
-  const server = startInMemory([], { signal, onListen });
-  await server.finished;
-});
-
-test("a signal aborted before keeps the server from listening", () => {
-  using _ = noSockets();
-  const signal = AbortSignal.abort(new Error("too late"));
-  assertThrows(() => serve({ signal }), Error, "too late");
-});
-
-test("a callback that throws or rejects is shown and stops nothing", async () => {
-  const shown = new Events<unknown>();
-  using _ = replace(console, "error", shown.push);
-  const peer = () => new MemoryConnection({ reads: ["hello", null] });
-  const over = new Events<string>();
-  const server = startInMemory([peer(), new Error("full"), peer()], {
-    onListen: () => {
-      throw "onListen";
-    },
-    onConnect: () => Promise.reject("onConnect"),
-    onOutcome: ({ reply }) => {
-      over.push(reply);
-      throw "onOutcome";
-    },
-    onAcceptError: () => Promise.reject("onAcceptError"),
-  });
-  await over.next();
-  await over.next();
-  await server.shutdown();
-  assertEquals(
-    new Set(shown.all),
-    new Set(["onListen", "onConnect", "onOutcome", "onAcceptError"]),
-  );
-});
-
-test("what a callback throws may be impossible to show", async () => {
-  using _ = replace(console, "error", () => {
-    throw new Error("stderr is closed");
-  });
-  const peer = new MemoryConnection({ reads: ["hello", null] });
-  await using server = startInMemory([peer], {
-    onConnect: () => {
-      throw new Error("mine");
-    },
-  });
-  assertEquals((await server.over.next()).reply, "hello");
-});
-
-test("serve refuses wrong options before it opens a socket", () => {
-  using _ = noSockets();
-  const numbers: Record<string, unknown[]> = {
-    port: [-1, 1.5, 70_000, NaN, "8888"],
-    timeout: [0, -1, NaN, -Infinity, 2_147_483_648, "10"],
-    maxClients: [0, -1, 1.5, NaN, Infinity],
-    maxReplyBytes: [0, -1, 1.5, NaN, Infinity],
-  };
-  for (const [name, values] of Object.entries(numbers)) {
-    for (const value of values) {
-      assertThrows(() => serve({ [name]: value }), RangeError, name);
-    }
-  }
-  for (
-    const [name, value] of [["hostname", ""], ["hostname", 5], [
-      "greeting",
-      null,
-    ]] as const
-  ) {
-    assertThrows(() => serve({ [name]: value }), TypeError, name);
-  }
-  assertThrows(() => serve({ signal: {} as AbortSignal }), TypeError);
-});
-
-// Servers that fail
-
-test("exchange refuses wrong options before it opens a socket", async () => {
-  using _ = noSockets();
-  const numbers: Record<string, unknown[]> = {
-    port: [0, -1, 1.5, 70_000, NaN, "8888"],
-    timeout: [0, -1, NaN, -Infinity, 2_147_483_648, "10"],
-    wait: [-1, NaN, Infinity, 2_147_483_648, "1"],
-    maxGreetingBytes: [0, -1, 1.5, NaN, Infinity],
-  };
-  for (const [name, values] of Object.entries(numbers)) {
-    for (const value of values) {
-      await assertRejects(() => exchange({ [name]: value }), RangeError, name);
-    }
-  }
-  for (const name of ["hostname", "reply"]) {
-    for (const value of ["", 5, null]) {
-      await assertRejects(() => exchange({ [name]: value }), TypeError, name);
-    }
-  }
-  await assertRejects(() => exchange({ signal: {} as AbortSignal }), TypeError);
-});
-
-socketTest("a server that closes without a greeting is an error", async () => {
-  using listener = listen();
-  const result = exchange({ port: listener.addr.port });
-  (await listener.accept()).close();
-  await assertRejects(() => result, Deno.errors.UnexpectedEof);
-});
-
-test("a greeting that breaks off is an error, whatever came before", async () => {
-  const reads = ["half", new Deno.errors.ConnectionReset("reset")];
-  const peer = new MemoryConnection({ reads });
-  using _ = connectTo(peer);
-  await assertRejects(() => exchange(), Deno.errors.ConnectionReset);
-  assertEquals(peer.log.at(-1), "close");
-});
-
-test("a reply that can't be sent is an error", async () => {
-  const write = () => {
-    throw new Deno.errors.BrokenPipe("gone");
-  };
-  const peer = new MemoryConnection({ reads: ["hello", null], write });
-  using _ = connectTo(peer);
-  await assertRejects(() => exchange(), Deno.errors.BrokenPipe);
-  assertEquals(peer.log.at(-1), "close");
-});
-
-for (const maxGreetingBytes of [undefined, 10, 1000]) {
-  const limit = maxGreetingBytes ?? LIMIT;
-
-  socketTest(`a greeting of ${limit} bytes, the limit, is taken`, async () => {
-    const greeting = "x".repeat(limit);
-    await using server = start({ greeting });
-    assertEquals(
-      await exchange({ port: server.port, maxGreetingBytes }),
-      greeting,
-    );
-  });
-
-  socketTest(`a greeting of ${limit + 1} bytes is an error`, async () => {
-    await using server = start({ greeting: "x".repeat(limit + 1) });
-    await assertRejects(
-      () => exchange({ port: server.port, maxGreetingBytes }),
-      Deno.errors.InvalidData,
-    );
-  });
-}
-
-socketTest("a server that says nothing runs out of time", async () => {
-  using listener = listen();
-  const result = exchange({ port: listener.addr.port, timeout: 50 });
-  using connection = await listener.accept();
-  await assertRejects(() => result, Deno.errors.TimedOut);
-  assertEquals(await readAll(connection), "");
-});
-
-test("a server that keeps sending gets no more time", async () => {
-  using _ = connectTo(dribbler());
-  await assertRejects(() => exchange({ timeout: 50 }), Deno.errors.TimedOut);
-});
-
-test("a server that does not take the reply runs out of time", async () => {
-  const peer = new MemoryConnection({ reads: ["hello", null], write: never });
-  using _ = connectTo(peer);
-  await assertRejects(() => exchange({ timeout: 50 }), Deno.errors.TimedOut);
-});
-
-test("the time covers connecting", async () => {
-  using _ = connecting(hang);
-  await assertRejects(() => exchange({ timeout: 50 }), Deno.errors.TimedOut);
-  // Waiting is for refused connections alone.
-  await assertRejects(
-    () => exchange({ timeout: 50, wait: 60_000 }),
-    Deno.errors.TimedOut,
-  );
-});
-
-socketTest(
-  "with wait, the client finds a server that starts late",
-  async () => {
-    const free = listen();
-    const { port } = free.addr;
-    free.close();
-    const refused = Promise.withResolvers<void>();
-    const connect = Deno.connect;
-    using _ = connecting(async (options) => {
-      try {
-        return await connect(options);
-      } catch (error) {
-        refused.resolve();
-        throw error;
-      }
-    });
-    // Its time is shorter than the wait, and starts anew with each try.
-    const greeting = exchange({ port, wait: 60_000, timeout: 5_000 });
-    await refused.promise;
-    await using _server = start({ port });
-    assertEquals(await greeting, GREETING);
-  },
-);
-
-test("the time of an exchange does not run while the client waits", async () => {
-  let tries = 0;
-  const peer = new MemoryConnection({ reads: ["hello", null] });
-  using _ = connecting(() => {
-    if (++tries > 3) return Promise.resolve(peer);
-    return refused();
-  });
-  assertEquals(await exchange({ wait: 60_000, timeout: 40 }), "hello");
-  assertEquals(tries, 4);
-});
-
-test("after a refusal, the next try has a deadline as well", async () => {
-  let tries = 0;
-  using _ = connecting((options) => {
-    if (++tries > 1) return hang(options);
-    return refused();
-  });
-  await assertRejects(
-    () => exchange({ wait: 60_000, timeout: 50 }),
-    Deno.errors.TimedOut,
-  );
-});
-
-test("when the wait is over, a refusal is an error", async () => {
-  let tries = 0;
-  using _ = connecting(() => {
-    tries++;
-    return refused();
-  });
-  await assertRejects(() => exchange(), Deno.errors.ConnectionRefused);
-  assertEquals(tries, 1);
-  await assertRejects(
-    () => exchange({ wait: 120 }),
-    Deno.errors.ConnectionRefused,
-  );
-  assert(tries >= 3 && tries <= 5, `${tries} tries in 120 ms`);
-});
-
-/** Where an exchange is when it is aborted: how to connect, and from where. */
-const stages: Record<
-  string,
-  (abort: () => void) => {
-    connect: (options: Deno.ConnectOptions) => Promise<unknown>;
-    options?: Parameters<typeof exchange>[0];
-  }
-> = {
-  "connecting": (abort) => ({
-    connect: (options) => {
-      setTimeout(abort);
-      return hang(options);
-    },
-  }),
-  "connected just now": (abort) => ({
-    connect: () => {
-      abort();
-      return Promise.resolve(new MemoryConnection());
-    },
-  }),
-  "waiting for a server": (abort) => ({
-    connect: ({ signal }) => {
-      signal!.throwIfAborted();
-      setTimeout(abort);
-      return refused();
-    },
-    options: { wait: 60_000 },
-  }),
-  "reading": (abort) => ({
-    connect: () => Promise.resolve(new MemoryConnection()),
-    options: { onConnect: () => void setTimeout(abort) },
-  }),
-  "writing": (abort) => ({
-    connect: () =>
-      Promise.resolve(
-        new MemoryConnection({ reads: ["hi", null], write: never }),
-      ),
-    options: { onGreeting: () => void setTimeout(abort) },
-  }),
-};
-
-for (const [stage, at] of Object.entries(stages)) {
-  test(`an exchange aborted while ${stage} ends with the reason`, async () => {
-    const reason = new Error("enough");
-    const controller = new AbortController();
-    const { connect, options } = at(() => controller.abort(reason));
-    using _ = connecting(async (options) => await connect(options));
-    const result = exchange({ ...options, signal: controller.signal });
-    assertEquals(await result.catch((error) => error), reason);
-  });
-}
-
-test("an exchange aborted before does not connect", async () => {
-  using _ = noSockets();
-  const signal = AbortSignal.abort(new Error("too late"));
-  await assertRejects(() => exchange({ signal }), Error, "too late");
-});
-
-test("an exchange that has ended leaves nothing on its signal", async () => {
-  const { signal, left } = watched();
-  using _ = connectTo(new MemoryConnection({ reads: ["hello", null] }));
-  const result = exchange({ signal });
-  assertEquals(left.size, 1);
-  await result;
-  assertEquals(left.size, 0);
-  await assertRejects(() => exchange({ signal }), Error);
-  assertEquals(left.size, 0);
-});
-
-// The commands
-
-socketTest(
-  "the server prints what happens, and on a signal it ends",
-  async () => {
-    const { port, line, handlers, result } = await startServer(
-      "--timeout",
-      "1",
-    );
-    const is = (port: number | undefined, words: string) =>
-      new RegExp(`^127\\.0\\.0\\.1:${port} ${words}$`);
-
-    await exchange({ port });
-    const [first] = await line(/^127\.0\.0\.1:(\d+) connected$/);
-    await line(is(Number(first), `replied: ${REPLY}`));
-
-    using quits = await Deno.connect({ port });
-    await line(is(quits.localAddr.port, "connected"));
-    await quits.closeWrite();
-    await line(is(quits.localAddr.port, "left without a reply"));
-
-    const resets = await resetter(port);
-    await line(is(resets.port, "connected"));
-    await resets.reset();
-    await line(is(resets.port, "reset the connection"));
-
-    using talks = await Deno.connect({ port });
-    await line(is(talks.localAddr.port, "connected"));
-    await writeAll(talks, "x".repeat(LIMIT + 1));
-    await line(is(talks.localAddr.port, "sent too long a reply"));
-
-    using silent = await Deno.connect({ port });
-    await line(is(silent.localAddr.port, "connected"));
-    handlers.get("SIGINT")!();
-    await line(/^Stopping: 1 client to finish$/);
-    await line(is(silent.localAddr.port, "timed out"));
-    await line(/^Served 5 clients$/);
-    const { code, err } = await result();
-    assertEquals([code, err], [0, []]);
-  },
-);
-
-socketTest(
-  "on a signal, the server says how many clients it finishes",
-  async () => {
-    const { port, out, line, handlers, result } = await startServer("--quiet");
-    const windows = Deno.build.os === "windows";
-    assertEquals(
-      [...handlers.keys()],
-      windows ? ["SIGINT"] : ["SIGINT", "SIGTERM"],
-    );
-    const signal = [...handlers.values()].at(-1)!;
-    using first = await Deno.connect({ port });
-    using second = await Deno.connect({ port });
-    await readAll(first);
-    await readAll(second);
-    signal();
-    await line(/^Stopping: 2 clients to finish$/);
-    await first.closeWrite();
-    await second.closeWrite();
-    assertEquals((await result()).code, 0);
-    assertEquals(out.all.slice(1), [
-      "Stopping: 2 clients to finish",
-      "Served 2 clients",
-    ]);
-  },
-);
-
-socketTest("a second signal ends the server at once, with 130", async () => {
-  const { port, line, handlers, result } = await startServer();
-  using silent = await Deno.connect({ port });
-  await line(/ connected$/);
-  handlers.get("SIGINT")!();
-  await line(/^Stopping: 1 client to finish$/);
-  handlers.get("SIGINT")!();
-  await line(new RegExp(`:${silent.localAddr.port} timed out$`));
-  await line(/^Served 1 client$/);
-  assertEquals((await result()).code, 130);
-});
-
-test("a signal without a client ends the server", async () => {
-  using _ = listening(() => new MemoryListener([]));
-  const { line, handlers, result } = run(server);
-  await line(/^Listening on \[::1\]:8$/);
-  handlers.get("SIGINT")!();
-  const { code, out } = await result();
-  assertEquals(out.slice(1), [
-    "Stopping: 0 clients to finish",
-    "Served 0 clients",
-  ]);
-  assertEquals(code, 0);
-});
-
-/** Each way that an exchange can end, and what `--once` makes of it. */
-const onces: [string, number, Behaviour, string[]?][] = [
-  ["replied: hello", 0, { reads: ["hello", null] }],
-  ["left without a reply", 0, { reads: [null] }],
-  ["timed out", 1, {}, ["--timeout", "0.02"]],
-  ["reset the connection", 1, { reads: [new Deno.errors.ConnectionReset("")] }],
-  ["sent too long a reply", 1, { reads: ["x".repeat(LIMIT + 1)] }],
-];
-
-for (const [words, code, behaviour, args = []] of onces) {
-  test(`with --once, a client that ${words} makes the exit code ${code}`, async () => {
-    for (const quiet of [false, true]) {
-      const peers = [0, 1].map(() => {
-        const reads = behaviour.reads && [...behaviour.reads];
-        return new MemoryConnection({ ...behaviour, reads });
-      });
-      const listener = new MemoryListener(peers);
-      using _ = listening(() => listener);
-      const command = run(server, "--once", ...args, ...quiet ? ["-q"] : []);
-      const lines = [`[::1]:7 connected`, `[::1]:7 ${words}`];
-      assertEquals(await command.result(), {
-        code,
-        out: ["Listening on [::1]:8", ...quiet ? [] : lines, "Served 1 client"],
-        err: [],
-      });
-      assertEquals(listener.accepted, 1);
-    }
-  });
-}
-
-socketTest("the two commands talk to each other", async () => {
-  const { port, result } = await startServer("--once", "--greeting", "hello");
-  assertEquals(await client(["--port", `${port}`, "--reply", "hi"]), 0);
-  const { code, out, err } = await result();
-  assertEquals([code, err], [0, []]);
-  const address = out.find((line) =>
-    line.endsWith(" connected")
-  )!.split(" ")[0];
-  assertEquals(
-    out.filter((line) => /^(Listening|127|Served)/.test(line)),
-    [
-      `Listening on 127.0.0.1:${port}`,
-      `${address} connected`,
-      `${address} replied: hi`,
-      "Served 1 client",
-    ],
-  );
-  assertEquals(
-    out.filter((line) => /^(Connected|Greeting|Replied)/.test(line)),
-    [`Connected to 127.0.0.1:${port}`, "Greeting: hello", "Replied: hi"],
-  );
-});
-
-socketTest("the client prints each line as it happens", async () => {
-  using listener = listen();
-  const { port } = listener.addr;
-  const { line, out, result } = run(client, "--port", `${port}`);
-  using connection = await listener.accept();
-  await line(new RegExp(`^Connected to 127\\.0\\.0\\.1:${port}$`));
-  await writeAll(connection, "hello");
-  assertEquals(out.all.length, 1);
-  await connection.closeWrite();
-  await line(/^Greeting: hello$/);
-  assertEquals(await readAll(connection), REPLY);
-  await line(new RegExp(`^Replied: ${REPLY}$`));
-  assertEquals((await result()).code, 0);
-});
-
-const nasty =
-  "a\tb\r\n\x00\x07\x1b[2J\x7f\x85\x9b\u2028\u2029\u200e\u200f\u061c" +
-  "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069好 👋\\";
-const harmless = "a\\tb\\r\\n\\u0000\\u0007\\u001b[2J\\u007f\\u0085\\u009b" +
-  "\\u2028\\u2029\\u200e\\u200f\\u061c\\u202a\\u202b\\u202c\\u202d\\u202e" +
-  "\\u2066\\u2067\\u2068\\u2069好 👋\\";
-
-test("what a client sent can do nothing to the server's terminal", async () => {
-  for (
-    const [reply, shown] of [
-      [nasty, harmless],
-      ["hi\n", "hi"],
-      ["hi\r\n", "hi"],
-      ["\n", ""],
-      ["hi\n\n", "hi\\n"],
-      ["hi\r", "hi\\r"],
-    ] as const
-  ) {
-    const peer = new MemoryConnection({ reads: [reply, null] });
-    using _ = listening(() => new MemoryListener([peer]));
-    const { out } = await run(server, "--once").result();
-    assertEquals(out[2], `[::1]:7 replied: ${shown}`);
-  }
-});
-
-test("what a server sent can do nothing to the client's terminal", async () => {
-  for (const args of [[], ["--quiet"]]) {
-    using _ = connectTo(new MemoryConnection({ reads: [nasty, "\n", null] }));
-    const { code, out } = await run(client, ...args).result();
-    assertEquals(code, 0);
-    assertEquals(
-      out,
-      args.length ? [harmless] : [
-        "Connected to [::1]:7",
-        `Greeting: ${harmless}`,
-        `Replied: ${REPLY}`,
-      ],
-    );
-  }
-});
-
-test("the client shows its own reply on one line, too", async () => {
-  const peer = new MemoryConnection({ reads: ["hello", null] });
-  using _ = connectTo(peer);
-  const { out } = await run(client, "--reply=a\nb").result();
-  assertEquals(out.at(-1), "Replied: a\\nb");
-  assertEquals(new Uint8Array(peer.sent), encode("a\nb"));
-});
-
-test("out of descriptors, the server says so once on stderr", async () => {
-  const full = () => new Error("Too many open files (os error 24)");
-  const peer = new MemoryConnection({ reads: ["hello", null] });
-  const listener = new MemoryListener([full(), full(), peer]);
-  using _ = listening(() => listener);
-  const { code, out, err } = await run(server, "--once").result();
-  assertEquals([code, out.at(-1), err.length], [0, "Served 1 client", 1]);
-  assertMatch(err[0]!, /^error: .*: Too many open files \(os error 24\)$/);
-});
-
-test("a line that can't be written is lost, and nothing else is", async () => {
-  const peer = new MemoryConnection({ reads: ["hello", null] });
-  const give = () => new MemoryListener([peer]);
-  using _listen = listening(give);
-  let log = "";
-  using _log = replace(console, "log", (line: string) => {
-    // The disk is full in the middle of this line.
-    log += line.includes("connected") ? line.slice(0, 5) : `${line}\n`;
-    if (line.includes("connected")) throw new Error("no space left");
-  });
-  assertEquals(await server(["--once"]), 0);
-  assertEquals(log.split("\n"), [
-    "Listening on [::1]:8",
-    "[::1]",
-    "[::1]:7 replied: hello",
-    "Served 1 client",
-    "",
-  ]);
-});
-
-test("an error that can't be written changes no exit code", async () => {
-  using _ = replace(console, "error", () => {
-    throw new Error("no space left");
-  });
-  assertEquals(await server(["--bogus"]), 2);
-  assertEquals(await client(["--bogus"]), 2);
-});
-
-test("where nothing can be printed, the client still does the exchange", async () => {
-  const peer = new MemoryConnection({ reads: ["hello", null] });
-  using _connect = connectTo(peer);
-  using _log = replace(console, "log", () => {
-    throw new Error("no space left");
-  });
-  assertEquals(await client([]), 0);
-  assertEquals(new Uint8Array(peer.sent), encode(REPLY));
-});
-
-// Command lines
-
-/** A wrong command line, and what the error must name. */
-type Wrong = [args: string[], ...named: string[]];
-
-const wrongValues = (flag: string, ...values: string[]): Wrong[] =>
-  values.map((value) => [[`${flag}=${value}`], flag, `not "${value}"`]);
-
-const wrong: Wrong[] = [
-  [["--bogus"], '"--bogus"'],
-  [["--bogus=1"], '"--bogus=1"'],
-  [["-x"], '"-x"'],
-  [["--no-quiet"], '"--no-quiet"'],
-  [["stray"], '"stray"'],
-  [["-"], '"-"'],
-  [[""], '""'],
-  [["--", "stray"], '"stray"'],
-  [["--", "--quiet"], '"--quiet"'],
-  [["bad\n\x1b[2J"], '"bad\\n\\u001b[2J"'],
-  [["--port"], "--port"],
-  [["--port="], "--port"],
-  [["-p"], "--port"],
-  [["--host"], "--host"],
-  [["--host", ""], "--host"],
-  [["--host="], "--host"],
-  [["--timeout"], "--timeout"],
-  [["--timeout", "-1"], "--timeout"],
-  ...wrongValues("--port", "x", "1.5", "-1", "65536", "1e3", "0x50", " 80"),
-  ...wrongValues("--timeout", "0", "-1", "x", "NaN", "Infinity", "2147484"),
-  ...wrongValues("--timeout", " ", "1s"),
-];
-const wrongForServer: Wrong[] = [
-  ...wrong,
-  [["--greeting"], "--greeting"],
-  [["--greeting", "--once"], "--greeting"],
-  [["--greeting="], "--greeting"],
-  [["--reply=hi"], '"--reply=hi"'],
-  ...wrongValues("--max-clients", "0", "-1", "1.5", "x", "1e3"),
-];
-const wrongForClient: Wrong[] = [
-  ...wrong,
-  [["--reply"], "--reply"],
-  [["--reply="], "--reply"],
-  [["--once"], '"--once"'],
-  ...wrongValues("--port", "0"),
-  ...wrongValues("--wait", "-1", "x", "NaN", "Infinity", "2147484", " "),
-];
-
-for (
-  const [name, main, cases] of [
-    ["server", server, wrongForServer],
-    ["client", client, wrongForClient],
-  ] as const
-) {
-  test(`a wrong ${name} command line is one line and exit code 2`, async () => {
-    using _ = noSockets();
-    for (const [args, ...named] of cases) {
-      const { code, out, err } = await run(main, ...args).result();
-      assertEquals([args, code, out, err.length], [args, 2, [], 1]);
-      assertMatch(err[0]!, /^error: .*; see --help$/);
-      for (const part of named) {
-        assert(err[0]!.includes(part), `${err[0]} should name ${part}`);
-      }
-    }
-  });
-
-  test(`the ${name}'s --help goes to stdout, whatever else is there`, async () => {
-    for (const args of [["--help"], ["-h"], ["-h", "--bogus", "--port=x"]]) {
-      const { code, out, err } = await run(main, ...args).result();
-      assertEquals([code, err], [0, []]);
-      const help = out.join("\n");
-      assertMatch(help, new RegExp(`usage: deno run --allow-net ${name}\\.ts`));
-      assertMatch(
-        help,
-        new RegExp(`example: deno run --allow-net ${name}\\.ts --`),
-      );
-      const flags = name === "server"
-        ? {
-          host: "127.0.0.1",
-          port: 8888,
-          greeting: GREETING,
-          timeout: 10,
-          "max-clients": 1024,
-          once: "off",
-          quiet: "off",
-        }
-        : {
-          host: "127.0.0.1",
-          port: 8888,
-          reply: REPLY,
-          timeout: 10,
-          wait: 0,
-          quiet: "off",
-        };
-      for (const [flag, value] of Object.entries(flags)) {
-        const line = help.split("\n").find((line) =>
-          line.startsWith(`  --${flag}`)
-        );
-        assert(line?.endsWith(`(${value})`), `${flag}: ${line}`);
-      }
-    }
-  });
-}
-
-test("flags reach Deno.listen, and the last of a repeated one counts", async () => {
-  const { AddrInUse } = Deno.errors;
-  const asked: unknown[] = [];
-  using _ = listening((options) => {
-    asked.push(options);
-    throw new AddrInUse("in use");
-  });
-  await run(server).result();
-  await run(server, "--host=::1", "-p", "1", "--port", "08080").result();
-  assertEquals(asked, [
-    { hostname: "127.0.0.1", port: 8888, tcpBacklog: 4096 },
-    { hostname: "::1", port: 8080, tcpBacklog: 4096 },
-  ]);
-});
-
-test("--max-clients bounds how many are served at once", async () => {
-  const go = Promise.withResolvers<number>();
-  const write = () => go.promise;
-  const peers = ["one", "two"].map((reply) =>
-    new MemoryConnection({ reads: [reply, null], write })
-  );
-  const listener = new MemoryListener(peers);
-  using _ = listening(() => listener);
-  const { out, line, handlers, result } = run(server, "--max-clients=1");
-  await line(/^Listening/);
-  await line(/ connected$/);
-  // A turn of the event loop, in which the second could have been accepted.
-  await new Promise((resolve) => setTimeout(resolve));
-  assertEquals(listener.accepted, 1);
-  go.resolve(encode(GREETING).length);
-  await line(/ replied: one$/);
-  await line(/ connected$/);
-  await line(/ replied: two$/);
-  handlers.get("SIGINT")!();
-  assertEquals([(await result()).code, out.all.at(-1)], [
-    0,
-    "Served 2 clients",
-  ]);
-});
-
-/** The delays of all timers that are set until the end of the block. */
-function timers() {
-  const delays: number[] = [];
-  const set = globalThis.setTimeout;
-  const note = (fn: () => void, delay: number) => {
-    delays.push(delay);
-    return set(fn, delay);
-  };
-  return { delays, ...replace(globalThis, "setTimeout", note as never) };
-}
-
-test("--timeout is in seconds, 10 by default, on both sides", async () => {
-  const cases: [string[], number][] = [[[], 10_000], [["--timeout=2.5"], 2500]];
-  for (const [args, delay] of cases) {
-    const peer = () => new MemoryConnection({ reads: ["hello", null] });
-    const listener = new MemoryListener([peer()]);
-    using timer = timers();
-    using _listen = listening(() => listener);
-    using _connect = connectTo(peer());
-    await run(server, "--once", ...args).result();
-    await run(client, ...args).result();
-    assertEquals(timer.delays, [delay, delay]);
-  }
-});
-
-test("--wait is in seconds", async () => {
-  let tries = 0;
-  using _ = connecting(() => {
-    const peer = new MemoryConnection({ reads: ["hello", null] });
-    if (++tries === 2) return Promise.resolve(peer);
-    return refused();
-  });
-  assertEquals((await run(client, "--wait=60").result()).code, 0);
-  assertEquals(tries, 2);
-  assertEquals((await run(client, "--wait=0.001").result()).code, 1);
-  assert(tries <= 4, `${tries} tries`);
-});
 
 /** Gives what a command says of an error of `Deno.listen` or `Deno.connect`. */
-async function said(main: typeof client, error: Error, ...args: string[]) {
-  const fail = (): never => {
-    throw error;
-  };
-  using _l = listening(fail);
-  using _c = connecting(() => Promise.try(fail));
+async function said(main: Main, error: Error, ...args: string[]) {
+  using _listen = listening(() => fail(error));
+  using _connect = connecting(() => Promise.reject(error));
   const { code, out, err } = await run(main, ...args).result();
   assertEquals([code, out, err.length], [1, [], 1]);
   return err[0]!;
 }
 
-test("where the server can't listen, it says why and the way out", async () => {
-  const { AddrInUse, AddrNotAvailable, NotCapable, PermissionDenied } =
-    Deno.errors;
-  const cases: [Error, string[], RegExp][] = [
-    [new AddrInUse(""), [], /^error: 127\.0\.0\.1:8888 .* --port/],
-    [new AddrInUse(""), ["--host=::1"], /^error: \[::1\]:8888 /],
-    [new AddrInUse(""), ["--host=[::1]"], /^error: \[::1\]:8888 /],
-    [new PermissionDenied(""), ["-p80"], / 127\.0\.0\.1:80; .* --port/],
-    [
-      new AddrNotAvailable(""),
-      ["--host=192.0.2.1"],
-      / 192\.0\.2\.1:8888 .* --host/,
-    ],
-    [new NotCapable(""), [], /with --allow-net=127\.0\.0\.1:8888$/],
-    [
-      new Error("failed to look up"),
-      ["--host=no.such"],
-      / no\.such:8888: failed to look up$/,
-    ],
-  ];
-  for (const [error, args, pattern] of cases) {
-    assertMatch(await said(server, error, ...args), pattern);
+// Connections in memory
+
+/** What a connection in memory does; by default the peer is silent. */
+interface Behaviour {
+  /** What the reads give, one by one; a further read waits for the close. */
+  reads?: (string | Uint8Array | 0 | null | Error)[];
+  write?: (bytes: Uint8Array) => number | Promise<number>;
+  closeWrite?: () => void;
+}
+
+/** A script's side of a connection, and the log of what the script did. */
+class MemoryConnection implements Deno.TcpConn {
+  readonly remoteAddr = { transport: "tcp", hostname: "::1", port: 7 } as const;
+  localAddr: Deno.NetAddr = { transport: "tcp", hostname: "::1", port: 9 };
+  readonly log: string[] = [];
+  readonly sent: number[] = [];
+  readonly #behaviour: Behaviour;
+  readonly #closed = Promise.withResolvers<never>();
+  #isClosed = false;
+  #isHalfClosed = false;
+
+  constructor(behaviour: Behaviour = {}) {
+    this.#behaviour = behaviour;
+    this.#closed.promise.catch(() => {}); // only calls that are pending meet it
   }
-});
 
-test("where the client can't do it, it says why and the way out", async () => {
-  const { ConnectionRefused, NotCapable, TimedOut } = Deno.errors;
-  const { BrokenPipe, ConnectionAborted, ConnectionReset } = Deno.errors;
-  const at = "127\\.0\\.0\\.1:8888";
-  const cases: [Error, RegExp][] = [
-    [new ConnectionRefused(""), new RegExp(`^error: .* ${at}; .* --wait`)],
-    [new TimedOut(""), new RegExp(`^error: ${at} took too long; .* --timeout`)],
-    [new NotCapable(""), new RegExp(`^error: .* ${at}; .*--allow-net=${at}$`)],
-    [new Error("failed to look up"), new RegExp(`^error: .* ${at}: failed`)],
-    ...[BrokenPipe, ConnectionAborted, ConnectionReset].map((type) =>
-      [new type(""), new RegExp(`^error: ${at} reset`)] as [Error, RegExp]
-    ),
-  ];
-  for (const [error, pattern] of cases) {
-    assertMatch(await said(client, error), pattern);
+  /** The same, as new. */
+  again(): MemoryConnection {
+    const connection = new MemoryConnection(this.#behaviour);
+    connection.localAddr = this.localAddr;
+    return connection;
   }
-});
 
-socketTest("a port in use is an error that names it", async () => {
-  using listener = listen();
-  const { port } = listener.addr;
-  const { code, err } = await run(server, "--port", `${port}`).result();
-  assertEquals([code, err.length], [1, 1]);
-  assertMatch(
-    err[0]!,
-    new RegExp(`^error: 127\\.0\\.0\\.1:${port} is in use; .* --port`),
-  );
-});
-
-socketTest("a host that can't be found is an error that names it", async () => {
-  for (const main of [server, client]) {
-    const { code, err } = await run(main, "--host", "no.such.host.invalid")
-      .result();
-    assertEquals([code, err.length], [1, 1]);
-    assertMatch(err[0]!, /^error: .*no\.such\.host\.invalid:8888/);
+  async read(buffer: Uint8Array): Promise<number | null> {
+    this.#call("read");
+    const next = this.#behaviour.reads?.shift();
+    if (next === undefined) return await this.#closed.promise;
+    if (next instanceof Error) throw next;
+    if (next === null) this.#behaviour.reads!.unshift(null);
+    if (next === null || next === 0) return next;
+    const bytes = typeof next === "string" ? encode(next) : next;
+    const taken = bytes.subarray(0, buffer.length);
+    if (taken.length < bytes.length) {
+      this.#behaviour.reads!.unshift(bytes.subarray(taken.length));
+    }
+    buffer.set(taken);
+    return taken.length;
   }
-});
 
-socketTest(
-  "what goes wrong with a real server is one line that names it",
-  async () => {
-    using listener = listen();
-    const { port } = listener.addr;
-    const at = `127\\.0\\.0\\.1:${port}`;
-    const failing = async (pattern: RegExp, ...args: string[]) => {
-      const { code, err } = await run(client, "-qp", `${port}`, ...args)
-        .result();
-      assertEquals([code, err.length], [1, 1]);
-      assertMatch(err[0]!, pattern);
-    };
-    const serving = async (greeting: string) => {
-      using connection = await listener.accept();
-      await writeAll(connection, greeting);
-    };
-
-    await Promise.all([
-      serving(""),
-      failing(new RegExp(`^error: ${at} closed without a greeting$`)),
+  async write(bytes: Uint8Array): Promise<number> {
+    this.#call("write");
+    if (this.#isHalfClosed) throw new Deno.errors.BrokenPipe("half-closed");
+    const count = await Promise.race([
+      Promise.try(() => this.#behaviour.write?.(bytes) ?? bytes.length),
+      this.#closed.promise,
     ]);
-    await Promise.all([
-      serving("x".repeat(LIMIT + 1)),
-      failing(
-        new RegExp(`^error: ${at} sent a greeting longer than 65536 bytes$`),
-      ),
-    ]);
-    await failing(
-      new RegExp(`^error: ${at} took too long; `),
-      "--timeout=0.05",
-    );
-    (await listener.accept()).close();
+    for (const byte of bytes.subarray(0, count)) this.sent.push(byte);
+    return count;
+  }
 
-    const resets = createServer((socket) => socket.resetAndDestroy());
-    await new Promise<void>((done) => resets.listen(0, "127.0.0.1", done));
-    const { port: other } = resets.address() as { port: number };
-    await failing(
-      new RegExp(`^error: 127\\.0\\.0\\.1:${other} reset the connection$`),
-      `--port=${other}`,
-    );
-    await new Promise((done) => resets.close(done));
+  async closeWrite(): Promise<void> {
+    this.#call("closeWrite");
+    this.#isHalfClosed = true;
+    await this.#behaviour.closeWrite?.();
+  }
 
-    listener[Symbol.dispose]();
-    await failing(new RegExp(`^error: nothing listens on ${at}; `));
-  },
-);
+  close(): void {
+    this.#call("close");
+    this.#isClosed = true;
+    this.#closed.reject(new Deno.errors.Interrupted("closed under a call"));
+  }
+
+  [Symbol.dispose](): void {
+    if (!this.#isClosed) this.close();
+  }
+
+  #call(name: string): void {
+    if (this.#isClosed) throw new Deno.errors.BadResource("closed");
+    this.log.push(name);
+  }
+
+  // Nothing here needs these.
+  ref(): void {}
+  unref(): void {}
+  setNoDelay(): void {}
+  setKeepAlive(): void {}
+  get readable(): never {
+    throw new Error("not in memory");
+  }
+  get writable(): never {
+    throw new Error("not in memory");
+  }
+}
+
+/** A listener that gives `accepts` one by one, then waits for the close. */
+class MemoryListener implements Deno.TcpListener {
+  readonly addr = { transport: "tcp", hostname: "::1", port: 8 } as const;
+  accepted = 0;
+  readonly #accepts: (MemoryConnection | Error)[];
+  readonly #closed = Promise.withResolvers<never>();
+  #isClosed = false;
+
+  constructor(accepts: (MemoryConnection | Error)[]) {
+    this.#accepts = accepts;
+    this.#closed.promise.catch(() => {}); // only a pending accept meets it
+  }
+
+  async accept(): Promise<Deno.TcpConn> {
+    const next = this.#accepts[this.accepted];
+    if (next === undefined || this.#isClosed) return await this.#closed.promise;
+    this.accepted++;
+    if (!(next instanceof MemoryConnection)) throw next;
+    return next;
+  }
+
+  close(): void {
+    this.#isClosed = true;
+    this.#closed.reject(new Deno.errors.BadResource("closed under an accept"));
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+
+  // Nothing here needs these.
+  ref(): void {}
+  unref(): void {}
+  [Symbol.asyncIterator](): never {
+    throw new Error("not in memory");
+  }
+}
+
+/** Makes `Deno.listen` do this until the end of the block. */
+function listening(
+  fn: (options: Deno.TcpListenOptions) => Deno.TcpListener,
+): Disposable {
+  return replace(Deno, "listen", fn as typeof Deno.listen);
+}
+
+/** Makes `Deno.connect` do this until the end of the block. */
+function connecting(
+  fn: (options: Deno.ConnectOptions) => Promise<Deno.TcpConn>,
+): Disposable {
+  return replace(Deno, "connect", fn as typeof Deno.connect);
+}
+
+function connectTo(connection: MemoryConnection): Disposable {
+  return connecting(() => Promise.resolve(connection));
+}
+
+function refused(): Promise<never> {
+  return Promise.reject(new Deno.errors.ConnectionRefused("refused"));
+}
+
+/** A connect that hangs until it is aborted. */
+function hang({ signal }: Deno.ConnectOptions): Promise<never> {
+  return new Promise((_, reject) => {
+    signal!.addEventListener("abort", () => reject(signal!.reason));
+  });
+}
+
+/** Makes the test fail where a socket is asked for. */
+function noSockets(): Disposable {
+  const opened = () => fail(new Error("a socket was opened"));
+  const both = [listening(opened), connecting(() => Promise.try(opened))];
+  return {
+    [Symbol.dispose]: () => both.forEach((one) => one[Symbol.dispose]()),
+  };
+}
+
+/** A peer that sends a byte every 5 ms, without an end. */
+function dribbler(): MemoryConnection {
+  const peer = new MemoryConnection();
+  peer.read = async (buffer) => {
+    await new Promise((resolve) => setTimeout(resolve, 5));
+    if (peer.log.includes("close")) throw new Deno.errors.BadResource("closed");
+    buffer[0] = 0x41;
+    return 1;
+  };
+  return peer;
+}

@@ -20,8 +20,12 @@ export function parseArgs(args: string[], options: Options): Flags {
   const flags = minimist(
     args.map((arg, i) => {
       if (i >= end) return arg;
-      // minimist turns --no-x into x=false by itself. Here it is unknown.
-      if (arg.startsWith("--no-")) return arg.replace("--no-", "--\0no-");
+      // minimist turns --no-x into x=false by itself, and stumbles over what
+      // every object has, such as --toString. Here both are unknown.
+      const [, name = ""] = arg.match(/^--([^=.]+)/) ?? [];
+      if (name.startsWith("no-") || name in {}) {
+        return arg.replace("--", "--\0");
+      }
       // minimist takes "", "-" and "---x" for a value. Here they are none.
       const valued = options.string.some((name) =>
         arg === `--${name}` || arg === `--${options.alias[name]}`
