@@ -116,6 +116,18 @@ export interface ExchangeOptions {
  * such as `Deno.errors.ConnectionRefused`, and the reason of an aborted `signal`.
  */
 export async function exchange(options: ExchangeOptions = {}): Promise<string> {
+  return await withServer(options, converse);
+}
+
+/** Connects, and does what is to be done while there is time. */
+async function withServer(
+  options: ExchangeOptions,
+  converse: (
+    connection: Deno.TcpConn,
+    settings: Settings,
+    deadline: Deadline,
+  ) => Promise<string>,
+): Promise<string> {
   const settings = settingsOf(options);
   settings.signal?.throwIfAborted();
   await using deadline = new Deadline(settings);
@@ -172,7 +184,7 @@ class Deadline implements AsyncDisposable {
   readonly #settings: Settings;
   #timer: ReturnType<typeof setTimeout> | undefined;
   #ending: Promise<void> | undefined;
-  #disposed = false;
+  #stopped = false;
 
   constructor(settings: Settings) {
     this.#settings = settings;
@@ -190,11 +202,13 @@ class Deadline implements AsyncDisposable {
   start(): void {
     const { timeout } = this.#settings;
     if (timeout === Infinity) return; // A timer would take it for 0.
+    this.#stopped = false;
     const due = performance.now() + timeout;
     this.#timer = setTimeout(() => this.#ending = this.#end(due), timeout);
   }
 
   stop(): void {
+    this.#stopped = true;
     clearTimeout(this.#timer);
   }
 
@@ -202,8 +216,9 @@ class Deadline implements AsyncDisposable {
     // The timer is late: the process stood still, or a callback kept it busy.
     // A greeting may have arrived meanwhile, and is read before the time is up.
     if (performance.now() - due > 20) {
-      await untilIdle(50, () => this.#disposed ? undefined : this.reads);
+      await untilIdle(50, () => this.#stopped ? undefined : this.reads);
     }
+    if (this.#stopped) return;
     this.#controller.abort(new Deno.errors.TimedOut("too late"));
   }
 
@@ -221,7 +236,6 @@ class Deadline implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    this.#disposed = true;
     this.stop();
     this.#settings.signal?.removeEventListener("abort", this.#abort);
     await this.#ending;
@@ -273,7 +287,8 @@ usage: deno run --allow-net client.ts [flags]
   --wait SECONDS     how long to keep trying while refused (${
   DEFAULTS.wait / 1000
 })
-  --quiet, -q        print the greeting alone (off)
+  --talk             go on line by line from stdin (off)
+  --quiet, -q        print what comes from the server alone (off)
   --help, -h         show this help (off)
 
 example: deno run --allow-net client.ts --port 9000 --reply "Hello, server"`;
@@ -299,19 +314,22 @@ export async function main(args: string[]): Promise<number> {
 }
 
 async function run(flags: Flags, out: LineWriter): Promise<number> {
-  const { quiet, ...options } = flags;
+  const { talk: isTalk, quiet, ...options } = flags;
   // Not awaited: a reader of the lines that stalls must not cost the exchange.
-  const print = (line: string) => void out.write(line);
+  const print = (line: string) => void (quiet || out.write(line));
+  const settings: ExchangeOptions = {
+    ...options,
+    onConnect: (server) => print(`Connected to ${format(server)}`),
+    onGreeting: (greeting) =>
+      void out.write(`${quiet ? "" : "Greeting: "}${printable(greeting)}`),
+  };
+  const onReplied = () => print(`Replied: ${printable(options.reply)}`);
   try {
-    await exchange({
-      ...options,
-      onConnect: (server) => {
-        if (!quiet) print(`Connected to ${format(server)}`);
-      },
-      onGreeting: (greeting) =>
-        print(`${quiet ? "" : "Greeting: "}${printable(greeting)}`),
-    });
-    if (!quiet) print(`Replied: ${printable(options.reply)}`);
+    if (isTalk) await talkTo(settings, quiet, onReplied, out);
+    else {
+      await exchange(settings);
+      onReplied();
+    }
   } catch (error) {
     await out.written; // An error comes after the lines.
     fail(explain(error as Error, format(options)));
@@ -323,6 +341,51 @@ async function run(flags: Flags, out: LineWriter): Promise<number> {
   return 1;
 }
 
+/** The exchange as a talk, in which a message ends with its line. */
+function talkTo(
+  options: ExchangeOptions,
+  quiet: boolean,
+  onReplied: () => void,
+  out: LineWriter,
+): Promise<string> {
+  return withServer(options, async (connection, settings, deadline) => {
+    using _ = connection;
+    const address = format(connection.remoteAddr);
+    const show = (line: string) =>
+      out.write(`${quiet ? "" : `${address}: `}${printable(line)}`);
+    await settings.onConnect?.(connection.remoteAddr);
+    const lines = new LineReader(connection);
+    const [greeting, ...more] = await readGreeting(lines);
+    await settings.onGreeting?.(greeting);
+    deadline.stop(); // A talk lasts as long as it lasts.
+    await send(connection, encoder.encode(`${settings.reply}\n`));
+    onReplied();
+    await out.written;
+    more.forEach(show);
+    await out.written;
+    await talk(connection, lines, {
+      show,
+      onEnded: () => void (quiet || out.write(`${address} ended`)),
+      hangUp: new AbortController(),
+    });
+    return greeting;
+  });
+}
+
+/** Reads the greeting's line, and what came with it. */
+async function readGreeting(lines: LineReader): Promise<[string, ...string[]]> {
+  for (;;) {
+    const some = await lines.read();
+    if (some === null) throw new Deno.errors.UnexpectedEof("no greeting");
+    const [greeting, ...more] = some;
+    if (greeting === undefined) continue;
+    if (lines.isCut && more.length === 0) {
+      throw new Deno.errors.InvalidData("too long");
+    }
+    return [greeting, ...more];
+  }
+}
+
 /** Reads the flags, as {@linkcode commandLine} wants it. */
 function parse(args: string[]) {
   const flags = parseFlags(args, {
@@ -331,9 +394,9 @@ function parse(args: string[]) {
     reply: DEFAULTS.reply,
     timeout: `${DEFAULTS.timeout / 1000}`,
     wait: `${DEFAULTS.wait / 1000}`,
-  }, ["quiet"]);
+  }, ["talk", "quiet"]);
   if (flags === undefined) return undefined;
-  const { host: hostname, reply, quiet } = flags;
+  const { host: hostname, reply, talk, quiet } = flags;
   const port = wholeNumber(flags.port);
   const timeout = milliseconds(flags.timeout);
   const wait = milliseconds(flags.wait);
@@ -341,7 +404,7 @@ function parse(args: string[]) {
   checkLength("--reply", reply);
   checkTime("--timeout", timeout, "above 0", flags.timeout);
   checkTime("--wait", wait, "from 0", flags.wait);
-  return { hostname, port, reply, timeout, wait, quiet };
+  return { hostname, port, reply, timeout, wait, talk, quiet };
 }
 
 type Flags = NonNullable<ReturnType<typeof parse>>;
@@ -419,6 +482,136 @@ async function send(
   while (sent < bytes.length) {
     sent += await connection.write(bytes.subarray(sent));
   }
+}
+
+/**
+ * The talk on a connection: both directions at once, each ended by its own side.
+ * Resolves when both have ended.
+ */
+async function talk(
+  connection: Deno.TcpConn,
+  lines: LineReader,
+  { show, onEnded, hangUp }: {
+    /** Shows a line of the peer, and resolves when there is room for more. */
+    show: (line: string) => Promise<void>;
+    /** Called when the peer has ended. */
+    onEnded: () => void;
+    /** Makes this side end. */
+    hangUp: AbortController;
+  },
+): Promise<void> {
+  let failure: unknown;
+  const sending = sendInput(connection, hangUp.signal).catch((error) => {
+    // It counts below, when all that has come is shown.
+    failure = error;
+  });
+  for (;;) {
+    const some = await lines.read();
+    if (some === null) break;
+    // A peer that floods is read as fast as its lines can be written.
+    await some.map(show).at(-1);
+  }
+  if (failure !== undefined) throw failure;
+  onEnded();
+  // One who types ends with the peer. What is piped in is sent to its end.
+  if (Deno.stdin.isTerminal()) hangUp.abort();
+  await sending;
+  if (failure !== undefined) throw failure;
+}
+
+/** Sends what comes on stdin as it comes, to its end, and half-closes. */
+async function sendInput(
+  connection: Deno.TcpConn,
+  hangUp: AbortSignal,
+): Promise<void> {
+  const buffer = new Uint8Array(16 * 1024);
+  let last = LINE_END;
+  for (;;) {
+    const count = await readInput(buffer, hangUp);
+    if (count === null) break;
+    // A peer that does not read holds this up, and stdin with it.
+    await send(connection, buffer.subarray(0, count));
+    last = buffer[count - 1] ?? last;
+  }
+  if (last !== LINE_END) await send(connection, Uint8Array.of(LINE_END));
+  await connection.closeWrite();
+}
+
+/** Gives null at the end of stdin, where it can't be read, and to hang up. */
+function readInput(
+  buffer: Uint8Array,
+  hangUp: AbortSignal,
+): Promise<number | null> {
+  return new Promise((resolve) => {
+    // Nothing can take a read of stdin back. It is left to itself.
+    hangUp.onabort = () => resolve(null);
+    if (hangUp.aborted) return resolve(null);
+    Deno.stdin.read(buffer).then(resolve, () => resolve(null));
+  });
+}
+
+const LINE_END = 0x0a; // \n
+const CARRIAGE_RETURN = 0x0d; // \r
+
+/** Reads a peer's lines. A longer one than 64 KiB comes in pieces. */
+class LineReader {
+  /** Whether the last line given is a piece, with more of it to come. */
+  isCut = false;
+  readonly #connection: Deno.TcpConn;
+  // The beginning of a line, with room for the line end of telnet.
+  readonly #buffer = new Uint8Array(MAX_TEXT_BYTES + 2);
+  #length = 0;
+
+  constructor(connection: Deno.TcpConn) {
+    this.#connection = connection;
+  }
+
+  /** The lines that one read completes, maybe none, or null at the end. */
+  async read(): Promise<string[] | null> {
+    const begun = this.#length;
+    // No more at once than lines that a writer can store.
+    const free = this.#buffer.subarray(begun, begun + 8 * 1024);
+    const count = await this.#connection.read(free);
+    if (count === null) {
+      this.#length = 0;
+      return begun === 0
+        ? null
+        : [decoder.decode(this.#buffer.subarray(0, begun))];
+    }
+    const bytes = this.#buffer.subarray(0, begun + count);
+    const lines: string[] = [];
+    let start = 0;
+    let end = bytes.indexOf(LINE_END, begun);
+    for (; end >= 0; end = bytes.indexOf(LINE_END, start)) {
+      const isCarried = end > start && bytes[end - 1] === CARRIAGE_RETURN;
+      lines.push(
+        decoder.decode(bytes.subarray(start, isCarried ? end - 1 : end)),
+      );
+      start = end + 1;
+    }
+    this.isCut = isTooLong(bytes.subarray(start));
+    if (this.isCut) {
+      end = start + MAX_TEXT_BYTES;
+      // Not within a character: its first byte is at most three before.
+      for (let i = 0; i < 3 && isWithinCharacter(bytes[end]!); i++) end--;
+      lines.push(decoder.decode(bytes.subarray(start, end)));
+      start = end;
+    }
+    this.#buffer.copyWithin(0, start, bytes.length);
+    this.#length = bytes.length - start;
+    return lines;
+  }
+}
+
+/** Whether a line is too long, which a carriage return at its end is not. */
+function isTooLong(line: Uint8Array): boolean {
+  const allowed = line.at(-1) === CARRIAGE_RETURN ? 1 : 0;
+  return line.length > MAX_TEXT_BYTES + allowed;
+}
+
+/** Whether it is not the first byte of a character in UTF-8. */
+function isWithinCharacter(byte: number): boolean {
+  return (byte & 0b1100_0000) === 0b1000_0000;
 }
 
 /**
@@ -522,7 +715,9 @@ async function commandLine<T>(
 
 type ParsedFlags<Valued extends string, Switch extends string> =
   & Record<Valued, string>
-  & Record<Switch, boolean>;
+  & Record<Switch, boolean>
+  /** Those with a value that stand on the command line. */
+  & { given: string[] };
 
 /**
  * Reads the flags: those that take a value, with their defaults, and those that
@@ -547,7 +742,6 @@ function parseFlags<Valued extends string, Switch extends string>(
     string: valued,
     boolean: [...switches as string[], "help"],
     alias: { port: "p", quiet: "q", help: "h" },
-    default: defaults as Record<string, string>,
     "--": true,
     unknown: (arg) => {
       stray.push(arg);
@@ -556,7 +750,8 @@ function parseFlags<Valued extends string, Switch extends string>(
   });
   if (flags.help) return undefined;
   if (odd.length > 0) throw new TypeError(`--${odd[0]} takes no value`);
-  for (const name of valued) {
+  const given = valued.filter((name) => flags[name] !== undefined);
+  for (const name of given) {
     if (flags[name] !== "") continue;
     throw new TypeError(
       `--${name} needs a value; write --${name}=VALUE if it begins with "-"`,
@@ -564,7 +759,10 @@ function parseFlags<Valued extends string, Switch extends string>(
   }
   const [first] = [...stray, ...flags["--"]];
   if (first !== undefined) throw new TypeError(`unexpected "${first}"`);
-  return flags as unknown as ParsedFlags<Valued, Switch>;
+  return { ...defaults, ...flags, given } as unknown as ParsedFlags<
+    Valued,
+    Switch
+  >;
 }
 
 /** The switch that is given a value, as in `--quiet=no`, `-q9`, `-q false`. */

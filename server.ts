@@ -663,6 +663,7 @@ usage: deno run --allow-net server.ts [flags]
 })
   --max-clients N    clients served at once; further ones wait (${DEFAULTS.maxClients})
   --once             serve one client, then end (off)
+  --talk             serve one client, and go on line by line from stdin (off)
   --quiet, -q        no line per client (off)
   --help, -h         show this help (off)
 
@@ -701,7 +702,8 @@ export async function main(args: string[]): Promise<number> {
 }
 
 async function run(flags: Flags, out: LineWriter): Promise<number> {
-  const { once, quiet, ...options } = flags;
+  const { once, talk: isTalk, quiet, ...options } = flags;
+  const isOnce = once || isTalk;
   let code = 0;
   let served = 0;
   let active = 0;
@@ -709,31 +711,36 @@ async function run(flags: Flags, out: LineWriter): Promise<number> {
   let over = false;
   let server: Server;
   const stop = new AbortController();
+  const hangUp = new AbortController();
+  const print = (line: string, isShown: boolean) => {
+    if (isShown) out.write(line);
+  };
   // From before the server listens, or a signal that comes right after the line
   // that says so would end the program, until the lines are out.
   using _ = onStopSignal(() => {
     if (++signals > 1 || over) return stop.abort();
-    out.write(`Stopping: ${count(active)} to finish`);
+    print(`Stopping: ${count(active)} to finish`, !(isTalk && quiet));
+    hangUp.abort();
     server.shutdown();
   });
   try {
     server = serve({
       ...options,
+      ...isTalk ? talkOptions(options.greeting, quiet, hangUp, out) : {},
       signal: stop.signal,
-      onListen: (address) => {
-        out.write(`Listening on ${format(address)}`);
-      },
+      onListen: (address) => print(`Listening on ${format(address)}`, true),
       onConnect: (client) => {
         served++;
         active++;
-        if (!quiet) out.write(`${format(client)} connected`);
-        return once ? server.shutdown() : undefined;
+        print(`${format(client)} connected`, !quiet);
+        return isOnce ? server.shutdown() : undefined;
       },
       onOutcome: ({ client, outcome, reply }) => {
         active--;
-        if (once && outcome !== "replied" && outcome !== "left") code = 1;
-        if (quiet) return;
-        out.write(`${format(client)} ${OUTCOMES[outcome]}${printable(reply)}`);
+        const isGood = outcome === "replied" || outcome === "left";
+        if (isOnce && !isGood) code = 1;
+        const line = `${OUTCOMES[outcome]}${printable(reply)}`;
+        print(`${format(client)} ${line}`, !quiet && !(isTalk && isGood));
       },
       onAcceptError: ({ message }) =>
         fail(`no client can be accepted for now, still trying: ${message}`),
@@ -744,7 +751,7 @@ async function run(flags: Flags, out: LineWriter): Promise<number> {
   }
   await server.finished;
   over = true;
-  out.write(`Served ${count(served)}`);
+  print(`Served ${count(served)}`, !(isTalk && quiet));
   // Lines that nobody takes must not keep the server from its end.
   await untilIdle(
     1000,
@@ -752,7 +759,32 @@ async function run(flags: Flags, out: LineWriter): Promise<number> {
     Infinity,
   );
   if (stop.signal.aborted) return 130;
-  return once && served === 0 ? 1 : code;
+  return isOnce && served === 0 ? 1 : code;
+}
+
+/** What makes the exchange a talk, in which a message ends with its line. */
+function talkOptions(
+  greeting: string,
+  quiet: boolean,
+  hangUp: AbortController,
+  out: LineWriter,
+): ServeOptions {
+  return {
+    greeting: `${greeting}\n`,
+    timeout: Infinity,
+    handler: async (connection) => {
+      const address = format(connection.remoteAddr);
+      await talk(connection, new LineReader(connection), {
+        show: (line) =>
+          out.write(`${quiet ? "" : `${address}: `}${printable(line)}`),
+        onEnded: () => {
+          if (!quiet) out.write(`${address} ended`);
+        },
+        hangUp,
+      });
+      return "";
+    },
+  };
 }
 
 /** Calls back at each stop signal, until it is disposed of. */
@@ -777,9 +809,15 @@ function parse(args: string[]) {
     greeting: DEFAULTS.greeting,
     timeout: `${DEFAULTS.timeout / 1000}`,
     "max-clients": `${DEFAULTS.maxClients}`,
-  }, ["once", "quiet"]);
+  }, ["once", "talk", "quiet"]);
   if (flags === undefined) return undefined;
-  const { host: hostname, greeting, once, quiet } = flags;
+  const { host: hostname, greeting, once, talk, quiet } = flags;
+  const odd = flags.given.find((name) => name in NOT_WITH_TALK);
+  if (talk && odd !== undefined) {
+    throw new TypeError(
+      `--talk ${NOT_WITH_TALK[odd]}, so it takes no --${odd}`,
+    );
+  }
   const port = wholeNumber(flags.port);
   const timeout = milliseconds(flags.timeout);
   const maxClients = wholeNumber(flags["max-clients"]);
@@ -787,8 +825,13 @@ function parse(args: string[]) {
   checkLength("--greeting", greeting);
   checkTime("--timeout", timeout, "above 0", flags.timeout);
   checkWhole("--max-clients", maxClients, 1, undefined, flags["max-clients"]);
-  return { hostname, port, greeting, timeout, maxClients, once, quiet };
+  return { hostname, port, greeting, timeout, maxClients, once, talk, quiet };
 }
+
+const NOT_WITH_TALK: Record<string, string> = {
+  "max-clients": "serves one client",
+  timeout: "has no deadline",
+};
 
 type Flags = NonNullable<ReturnType<typeof parse>>;
 
@@ -861,6 +904,136 @@ async function send(
   while (sent < bytes.length) {
     sent += await connection.write(bytes.subarray(sent));
   }
+}
+
+/**
+ * The talk on a connection: both directions at once, each ended by its own side.
+ * Resolves when both have ended.
+ */
+async function talk(
+  connection: Deno.TcpConn,
+  lines: LineReader,
+  { show, onEnded, hangUp }: {
+    /** Shows a line of the peer, and resolves when there is room for more. */
+    show: (line: string) => Promise<void>;
+    /** Called when the peer has ended. */
+    onEnded: () => void;
+    /** Makes this side end. */
+    hangUp: AbortController;
+  },
+): Promise<void> {
+  let failure: unknown;
+  const sending = sendInput(connection, hangUp.signal).catch((error) => {
+    // It counts below, when all that has come is shown.
+    failure = error;
+  });
+  for (;;) {
+    const some = await lines.read();
+    if (some === null) break;
+    // A peer that floods is read as fast as its lines can be written.
+    await some.map(show).at(-1);
+  }
+  if (failure !== undefined) throw failure;
+  onEnded();
+  // One who types ends with the peer. What is piped in is sent to its end.
+  if (Deno.stdin.isTerminal()) hangUp.abort();
+  await sending;
+  if (failure !== undefined) throw failure;
+}
+
+/** Sends what comes on stdin as it comes, to its end, and half-closes. */
+async function sendInput(
+  connection: Deno.TcpConn,
+  hangUp: AbortSignal,
+): Promise<void> {
+  const buffer = new Uint8Array(16 * 1024);
+  let last = LINE_END;
+  for (;;) {
+    const count = await readInput(buffer, hangUp);
+    if (count === null) break;
+    // A peer that does not read holds this up, and stdin with it.
+    await send(connection, buffer.subarray(0, count));
+    last = buffer[count - 1] ?? last;
+  }
+  if (last !== LINE_END) await send(connection, Uint8Array.of(LINE_END));
+  await connection.closeWrite();
+}
+
+/** Gives null at the end of stdin, where it can't be read, and to hang up. */
+function readInput(
+  buffer: Uint8Array,
+  hangUp: AbortSignal,
+): Promise<number | null> {
+  return new Promise((resolve) => {
+    // Nothing can take a read of stdin back. It is left to itself.
+    hangUp.onabort = () => resolve(null);
+    if (hangUp.aborted) return resolve(null);
+    Deno.stdin.read(buffer).then(resolve, () => resolve(null));
+  });
+}
+
+const LINE_END = 0x0a; // \n
+const CARRIAGE_RETURN = 0x0d; // \r
+
+/** Reads a peer's lines. A longer one than 64 KiB comes in pieces. */
+class LineReader {
+  /** Whether the last line given is a piece, with more of it to come. */
+  isCut = false;
+  readonly #connection: Deno.TcpConn;
+  // The beginning of a line, with room for the line end of telnet.
+  readonly #buffer = new Uint8Array(MAX_TEXT_BYTES + 2);
+  #length = 0;
+
+  constructor(connection: Deno.TcpConn) {
+    this.#connection = connection;
+  }
+
+  /** The lines that one read completes, maybe none, or null at the end. */
+  async read(): Promise<string[] | null> {
+    const begun = this.#length;
+    // No more at once than lines that a writer can store.
+    const free = this.#buffer.subarray(begun, begun + 8 * 1024);
+    const count = await this.#connection.read(free);
+    if (count === null) {
+      this.#length = 0;
+      return begun === 0
+        ? null
+        : [decoder.decode(this.#buffer.subarray(0, begun))];
+    }
+    const bytes = this.#buffer.subarray(0, begun + count);
+    const lines: string[] = [];
+    let start = 0;
+    let end = bytes.indexOf(LINE_END, begun);
+    for (; end >= 0; end = bytes.indexOf(LINE_END, start)) {
+      const isCarried = end > start && bytes[end - 1] === CARRIAGE_RETURN;
+      lines.push(
+        decoder.decode(bytes.subarray(start, isCarried ? end - 1 : end)),
+      );
+      start = end + 1;
+    }
+    this.isCut = isTooLong(bytes.subarray(start));
+    if (this.isCut) {
+      end = start + MAX_TEXT_BYTES;
+      // Not within a character: its first byte is at most three before.
+      for (let i = 0; i < 3 && isWithinCharacter(bytes[end]!); i++) end--;
+      lines.push(decoder.decode(bytes.subarray(start, end)));
+      start = end;
+    }
+    this.#buffer.copyWithin(0, start, bytes.length);
+    this.#length = bytes.length - start;
+    return lines;
+  }
+}
+
+/** Whether a line is too long, which a carriage return at its end is not. */
+function isTooLong(line: Uint8Array): boolean {
+  const allowed = line.at(-1) === CARRIAGE_RETURN ? 1 : 0;
+  return line.length > MAX_TEXT_BYTES + allowed;
+}
+
+/** Whether it is not the first byte of a character in UTF-8. */
+function isWithinCharacter(byte: number): boolean {
+  return (byte & 0b1100_0000) === 0b1000_0000;
 }
 
 /**
@@ -964,7 +1137,9 @@ async function commandLine<T>(
 
 type ParsedFlags<Valued extends string, Switch extends string> =
   & Record<Valued, string>
-  & Record<Switch, boolean>;
+  & Record<Switch, boolean>
+  /** Those with a value that stand on the command line. */
+  & { given: string[] };
 
 /**
  * Reads the flags: those that take a value, with their defaults, and those that
@@ -989,7 +1164,6 @@ function parseFlags<Valued extends string, Switch extends string>(
     string: valued,
     boolean: [...switches as string[], "help"],
     alias: { port: "p", quiet: "q", help: "h" },
-    default: defaults as Record<string, string>,
     "--": true,
     unknown: (arg) => {
       stray.push(arg);
@@ -998,7 +1172,8 @@ function parseFlags<Valued extends string, Switch extends string>(
   });
   if (flags.help) return undefined;
   if (odd.length > 0) throw new TypeError(`--${odd[0]} takes no value`);
-  for (const name of valued) {
+  const given = valued.filter((name) => flags[name] !== undefined);
+  for (const name of given) {
     if (flags[name] !== "") continue;
     throw new TypeError(
       `--${name} needs a value; write --${name}=VALUE if it begins with "-"`,
@@ -1006,7 +1181,10 @@ function parseFlags<Valued extends string, Switch extends string>(
   }
   const [first] = [...stray, ...flags["--"]];
   if (first !== undefined) throw new TypeError(`unexpected "${first}"`);
-  return flags as unknown as ParsedFlags<Valued, Switch>;
+  return { ...defaults, ...flags, given } as unknown as ParsedFlags<
+    Valued,
+    Switch
+  >;
 }
 
 /** The switch that is given a value, as in `--quiet=no`, `-q9`, `-q false`. */

@@ -30,6 +30,7 @@ import {
 
 const GREETING = "你好,客戶端,我是服務器";
 const REPLY = "你好服務器";
+const TEXT = "你好,客戶端 👋🏽";
 const LIMIT = 64 * 1024;
 const MORE_THAN_BUFFERS = "x".repeat(20_000_000);
 
@@ -564,6 +565,13 @@ for (
     },
   );
 }
+
+test("serve: after a standstill, what takes longer to read is read", async () => {
+  await using server = startInMemory([trickle()], { timeout: 100 });
+  await server.connected.next();
+  standStill(200);
+  assertEquals((await server.over.next()).reply, "x".repeat(10));
+});
 
 socketTest(
   "serve: after a standstill, the time of a silent client is soon up",
@@ -1271,6 +1279,12 @@ socketTest(
   },
 );
 
+test("exchange: after a standstill, what takes longer to read is read", async () => {
+  using _ = connectTo(trickle());
+  const onConnect = () => standStill(200);
+  assertEquals(await exchange({ timeout: 100, onConnect }), "x".repeat(10));
+});
+
 socketTest(
   "exchange: after a standstill, the time of a silent server is soon up",
   async () => {
@@ -1530,6 +1544,7 @@ socketTest(
   "server.ts: it prints what happens, and on a signal it ends",
   async () => {
     const { port, line, handlers, result } = await startServer(
+      {},
       "--timeout",
       "1",
     );
@@ -1569,7 +1584,10 @@ socketTest(
 socketTest(
   "server.ts: on a signal, it says how many clients it finishes",
   async () => {
-    const { port, out, line, handlers, result } = await startServer("--quiet");
+    const { port, out, line, handlers, result } = await startServer(
+      {},
+      "--quiet",
+    );
     const windows = Deno.build.os === "windows";
     assertEquals(
       [...handlers.keys()],
@@ -1595,7 +1613,7 @@ socketTest(
 socketTest(
   "server.ts: a second signal cuts the clients off, with 130",
   async () => {
-    const { port, line, handlers, result } = await startServer();
+    const { port, line, handlers, result } = await startServer({});
     using silent = await Deno.connect({ port });
     await line(/ connected$/);
     handlers.get("SIGINT")!();
@@ -1668,8 +1686,7 @@ for (
   test(`server.ts: with --once, a client that ${words} makes the exit code ${code}`, async () => {
     for (const quiet of [false, true]) {
       const peers = [0, 1].map(() => {
-        const reads = behaviour.reads && [...behaviour.reads];
-        return new MemoryConnection({ ...behaviour, reads });
+        return new MemoryConnection(behaviour);
       });
       const listener = new MemoryListener(peers);
       using _ = listening(() => listener);
@@ -1907,6 +1924,32 @@ test("server.ts: a second signal waits for no reader", async () => {
   handlers.get("SIGINT")!();
   assertEquals((await result()).code, 130);
   assert(performance.now() - began < 900);
+});
+
+test("server.ts: a first signal waits for no reader where all is done", async () => {
+  const peer = new MemoryConnection({ reads: ["hello", null] });
+  using _ = listening(() => new MemoryListener([peer]));
+  const command = runWith({ stdout: never }, serverMain, "--once");
+  while (!peer.log.includes("close")) await turn();
+  await turn();
+  const began = performance.now();
+  command.handlers.get("SIGINT")!();
+  assertEquals((await command.result()).code, 130);
+  assert(performance.now() - began < 900);
+});
+
+test("server.ts: lines that were written make room for more", async () => {
+  const reply = "x".repeat(60_000);
+  const peers = Array.from({ length: 40 }, () => new MemoryConnection());
+  using _ = listening(() => new MemoryListener(peers));
+  const command = run(serverMain);
+  for (const peer of peers) {
+    peer.gets(reply, null);
+    await command.shows(`[::1]:7 replied: ${reply}`);
+  }
+  command.handlers.get("SIGINT")!();
+  const { code, out } = await command.result();
+  assertEquals([code, out.length], [0, 83]);
 });
 
 test("server.ts: a line that can't be written is lost, and nothing else is", async () => {
@@ -2412,6 +2455,541 @@ for (const [script, { main, flags }] of Object.entries(commands)) {
   );
 }
 
+// Both commands: --talk
+
+/** A command in a talk with a peer in memory, and what it prints around it. */
+const talks = {
+  "server.ts": (behaviour: Behaviour, setup: Setup = {}, ...args: string[]) => {
+    const peer = new MemoryConnection(behaviour);
+    const listener = new MemoryListener([peer]);
+    const replaced = listening(() => listener);
+    const command = runWith(setup, serverMain, "--talk", ...args);
+    return { ...command, peer, [Symbol.dispose]: replaced[Symbol.dispose] };
+  },
+  "client.ts": (behaviour: Behaviour, setup: Setup = {}, ...args: string[]) => {
+    const reads = ["hello\n", ...behaviour.reads ?? []];
+    const peer = new MemoryConnection({ ...behaviour, reads });
+    const replaced = connectTo(peer);
+    const command = runWith(setup, clientMain, "--talk", ...args);
+    return { ...command, peer, [Symbol.dispose]: replaced[Symbol.dispose] };
+  },
+};
+
+const around = {
+  "server.ts": {
+    before: ["Listening on [::1]:8", "[::1]:7 connected"],
+    quiet: ["Listening on [::1]:8"],
+    after: ["Served 1 client"],
+    sent: `${GREETING}\n`,
+  },
+  "client.ts": {
+    before: ["Connected to [::1]:7", "Greeting: hello", `Replied: ${REPLY}`],
+    quiet: ["hello"],
+    after: [],
+    sent: `${REPLY}\n`,
+  },
+};
+
+for (const [script, startTalk] of Object.entries(talks)) {
+  const { before, quiet, after, sent } = around[script as keyof typeof around];
+  const lineOf = (line: string) => `[::1]:7: ${line}`;
+
+  for (
+    const { what, reads, lines } of [
+      { what: "lines", reads: ["one\ntwo\n"], lines: ["one", "two"] },
+      {
+        what: "lines in pieces",
+        reads: ["o", "ne\nt", "wo\n"],
+        lines: ["one", "two"],
+      },
+      {
+        what: "lines of telnet",
+        reads: ["one\r\n", "two\r", "\n"],
+        lines: ["one", "two"],
+      },
+      { what: "empty lines", reads: ["\n\r\n\n"], lines: ["", "", ""] },
+      {
+        what: "a last line without an end",
+        reads: ["one\nt", "wo"],
+        lines: ["one", "two"],
+      },
+      {
+        what: "characters split over reads",
+        reads: Array.from(encode(`${TEXT}\n`), (byte) => Uint8Array.of(byte)),
+        lines: [TEXT],
+      },
+      {
+        what: "bytes that are not UTF-8",
+        reads: [Uint8Array.of(0xff, 0x41, 0x0a, 0xe4), "\nB\n"],
+        lines: ["\uFFFDA", "\uFFFD", "B"],
+      },
+      {
+        what: "text that drives a terminal",
+        reads: ["\x1b[2J\r\r\n\uFEFFa\u2028b\n"],
+        lines: ["\\u001b[2J\\r", "\uFEFFa\\u2028b"],
+      },
+      {
+        what: "a line of 64 KiB",
+        reads: ["x".repeat(LIMIT), "\n", "after\n"],
+        lines: ["x".repeat(LIMIT), "after"],
+      },
+      {
+        what: "a line of 64 KiB of telnet",
+        reads: ["x".repeat(LIMIT), "\r", "\n", "after\n"],
+        lines: ["x".repeat(LIMIT), "after"],
+      },
+      {
+        what: "a line of 64 KiB and a byte",
+        reads: ["x".repeat(LIMIT + 1), "\nafter\n"],
+        lines: ["x".repeat(LIMIT), "x", "after"],
+      },
+      {
+        what: "a longer line with a carriage return in it",
+        reads: ["x".repeat(LIMIT), "\rx\n"],
+        lines: ["x".repeat(LIMIT), "\\rx"],
+      },
+      {
+        what: "a line without an end that is far longer",
+        reads: ["x".repeat(3 * LIMIT + 5)],
+        lines: [...Array(3).fill("x".repeat(LIMIT)), "xxxxx"],
+      },
+      ...["a", "ab", ""].map((shift) => ({
+        what: `characters of 3 bytes at the cut, after "${shift}"`,
+        reads: [shift + "好".repeat(30_000) + "\n"],
+        lines: [
+          shift + "好".repeat(Math.floor((LIMIT - shift.length) / 3)),
+          "好".repeat(30_000 - Math.floor((LIMIT - shift.length) / 3)),
+        ],
+      })),
+      {
+        what: "characters of 4 bytes at the cut",
+        reads: ["abc" + "👋".repeat(20_000) + "\n"],
+        lines: ["abc" + "👋".repeat(16_383), "👋".repeat(3_617)],
+      },
+    ]
+  ) {
+    test(`${script} --talk: it shows ${what}`, async () => {
+      using talk = startTalk({ reads: [...reads, null] });
+      assertEquals(await talk.result(), {
+        code: 0,
+        out: [...before, ...lines.map(lineOf), "[::1]:7 ended", ...after],
+        err: [],
+      });
+    });
+  }
+
+  test(`${script} --talk --quiet: it prints the peer's lines alone`, async () => {
+    using talk = startTalk({ reads: ["one\ntwo", null] }, {}, "--quiet");
+    assertEquals(await talk.result(), {
+      code: 0,
+      out: [...quiet, "one", "two"],
+      err: [],
+    });
+  });
+
+  for (
+    const { what, input, bytes } of [
+      { what: "nothing", input: [null], bytes: "" },
+      { what: "a line", input: ["one\n", null], bytes: "one\n" },
+      {
+        what: "pieces, whatever they hold",
+        input: [Uint8Array.of(0xff), "o\r", "ne\n\ntwo\n", null],
+        bytes: [0xff, ...encode("o\rne\n\ntwo\n")],
+      },
+      {
+        what: "a line without an end",
+        input: ["one\ntw", "o", null],
+        bytes: "one\ntwo\n",
+      },
+      {
+        what: "what came before an error",
+        input: ["one\n", new Error("Is a directory")],
+        bytes: "one\n",
+      },
+    ] as { what: string; input: Input[]; bytes: string | number[] }[]
+  ) {
+    test(`${script} --talk: from stdin it sends ${what}, and half-closes`, async () => {
+      const go = Promise.withResolvers<void>();
+      using talk = startTalk({ closeWrite: () => go.resolve() }, { input });
+      await go.promise;
+      const expected = typeof bytes === "string" ? encode(bytes) : bytes;
+      assertEquals(talk.peer.sent, [...encode(sent), ...expected]);
+      talk.peer.gets("still shown\n", null);
+      const { code, out } = await talk.result();
+      assertEquals([code, out], [0, [
+        ...before,
+        lineOf("still shown"),
+        "[::1]:7 ended",
+        ...after,
+      ]]);
+    });
+  }
+
+  test(`${script} --talk: a stdin of large pieces is sent whole where a write takes a part`, async () => {
+    const large = "0123456789abcde\n".repeat(10_000);
+    using talk = startTalk({
+      reads: [null],
+      write: (bytes) => Math.ceil(bytes.length / 2),
+    }, { input: [large, null] });
+    await talk.result();
+    assertEquals(
+      new TextDecoder().decode(new Uint8Array(talk.peer.sent)),
+      sent + large,
+    );
+  });
+
+  test(`${script} --talk: neither has to wait for its turn`, async () => {
+    using talk = startTalk({}, { input: ["mine\n"] });
+    talk.peer.gets("first\n");
+    await talk.shows(lineOf("first"));
+    while (talk.peer.sent.length < encode(`${sent}mine\n`).length) await turn();
+    talk.input.gets("more\n");
+    while (talk.peer.sent.length < encode(`${sent}mine\nmore\n`).length) {
+      await turn();
+    }
+    talk.peer.gets("second\n");
+    await talk.shows(lineOf("second"));
+    talk.input.gets(null);
+    talk.peer.gets(null);
+    assertEquals((await talk.result()).code, 0);
+  });
+
+  test(`${script} --talk: when the peer ends first, a terminal ends as well`, async () => {
+    using talk = startTalk({ reads: [null] }, { terminal: true, input: [] });
+    const { code, out } = await talk.result();
+    assertEquals([code, out], [0, [...before, "[::1]:7 ended", ...after]]);
+    assertEquals(talk.peer.log.slice(-2), ["closeWrite", "close"]);
+  });
+
+  test(`${script} --talk: when the peer ends first, a pipe is sent to its end`, async () => {
+    using talk = startTalk({ reads: [null] }, { input: ["one\n"] });
+    await talk.shows("[::1]:7 ended");
+    talk.input.gets("two\n");
+    talk.input.gets(null);
+    assertEquals((await talk.result()).code, 0);
+    assertEquals(talk.peer.sent, [...encode(`${sent}one\ntwo\n`)]);
+  });
+
+  const broken = script === "server.ts"
+    ? { line: ["[::1]:7 reset the connection"], err: [] }
+    : { line: [], err: ["error: 127.0.0.1:8888 reset the connection"] };
+
+  test(`${script} --talk: a reset ends it with 1, after what has come`, async () => {
+    const reset = new Deno.errors.ConnectionReset("reset");
+    using talk = startTalk({ reads: ["one\ntwo\n", reset] }, { input: [] });
+    assertEquals(await talk.result(), {
+      code: 1,
+      out: [...before, lineOf("one"), lineOf("two"), ...broken.line, ...after],
+      err: broken.err,
+    });
+  });
+
+  test(`${script} --talk: a send that fails after the peer has ended is a reset`, async () => {
+    using talk = startTalk({
+      reads: [null],
+      write: (bytes) =>
+        new TextDecoder().decode(bytes) === "late\n"
+          ? fail(new Deno.errors.BrokenPipe("gone"))
+          : bytes.length,
+    }, { input: [] });
+    await talk.shows("[::1]:7 ended");
+    talk.input.gets("late\n");
+    assertEquals(await talk.result(), {
+      code: 1,
+      out: [...before, "[::1]:7 ended", ...broken.line, ...after],
+      err: broken.err,
+    });
+  });
+
+  test(`${script} --talk: a send that fails before is one after what has come`, async () => {
+    const failed = Promise.withResolvers<void>();
+    using talk = startTalk({
+      write: (bytes) => {
+        if (new TextDecoder().decode(bytes) !== "lost\n") return bytes.length;
+        failed.resolve();
+        return fail(new Deno.errors.ConnectionReset("reset"));
+      },
+    }, { input: ["lost\n"] });
+    await failed.promise;
+    await turn();
+    talk.peer.gets("came before\n", null);
+    assertEquals(await talk.result(), {
+      code: 1,
+      out: [...before, lineOf("came before"), ...broken.line, ...after],
+      err: broken.err,
+    });
+  });
+
+  test(`${script} --talk: a peer that does not read holds stdin, not what is shown`, async () => {
+    using talk = startTalk({
+      write: (bytes) =>
+        new TextDecoder().decode(bytes) === "held\n" ? never() : bytes.length,
+    }, { input: ["held\n", "later\n"], terminal: true });
+    talk.peer.gets("one\n");
+    await talk.shows(lineOf("one"));
+    talk.peer.gets("two\n");
+    await talk.shows(lineOf("two"));
+    assertEquals(talk.input.reads, 1);
+    talk.peer.gets(new Deno.errors.ConnectionReset("reset"));
+    assertEquals((await talk.result()).code, 1);
+  });
+
+  test(`${script} --talk: a peer that floods is read as fast as its lines are written`, async () => {
+    const reader = Promise.withResolvers<void>();
+    const lines = Array.from({ length: 300_000 }, (_, i) => `${i}`);
+    const talking = Promise.withResolvers<void>();
+    using talk = startTalk({ reads: [lines.join("\n"), null] }, {
+      stdout: async (bytes) => {
+        if (new TextDecoder().decode(bytes).includes("[::1]:7: ")) {
+          talking.resolve();
+          await reader.promise;
+        }
+        return bytes.length;
+      },
+    });
+    await talking.promise;
+    for (let i = 0; i < 10; i++) await turn();
+    const reads = talk.peer.log.filter((call) => call === "read").length;
+    assert(reads < 5, `${reads} reads ahead`);
+    reader.resolve();
+    const { code, out } = await talk.result();
+    assertEquals(code, 0);
+    assertEquals(out, [
+      ...before,
+      ...lines.map(lineOf),
+      "[::1]:7 ended",
+      ...after,
+    ]);
+  });
+}
+
+test("server.ts --talk: stdin is not read before a client is there", async () => {
+  using _ = listening(() => new MemoryListener([]));
+  const command = runWith({ input: ["mine\n"] }, serverMain, "--talk");
+  await command.line(/^Listening/);
+  await turn();
+  assertEquals(command.input.reads, 0);
+  command.handlers.get("SIGINT")!();
+  assertEquals(await command.result(), {
+    code: 1,
+    out: [
+      "Listening on [::1]:8",
+      "Stopping: 0 clients to finish",
+      "Served 0 clients",
+    ],
+    err: [],
+  });
+});
+
+test("server.ts --talk: the first signal half-closes, and waits for the client's end", async () => {
+  using talk = talks["server.ts"]({}, { input: [], terminal: true });
+  await talk.line(/^Listening/);
+  await talk.line(/ connected$/);
+  while (talk.input.reads === 0) await turn();
+  talk.handlers.get("SIGINT")!();
+  await talk.line(/^Stopping: 1 client to finish$/);
+  while (!talk.peer.log.includes("closeWrite")) await turn();
+  talk.peer.gets("bye\n", null);
+  const { code, out } = await talk.result();
+  assertEquals([code, out.slice(-3)], [0, [
+    "[::1]:7: bye",
+    "[::1]:7 ended",
+    "Served 1 client",
+  ]]);
+});
+
+for (const args of [[], ["--quiet"]]) {
+  test(`server.ts --talk ${args}: the second signal ends at once, with 130`, async () => {
+    using talk = talks["server.ts"]({}, { input: [] }, ...args);
+    while (talk.input.reads === 0) await turn();
+    talk.handlers.get("SIGINT")!();
+    talk.handlers.get("SIGINT")!();
+    const lines = [
+      "[::1]:7 connected",
+      "Stopping: 1 client to finish",
+      "[::1]:7 cut off",
+      "Served 1 client",
+    ];
+    assertEquals(await talk.result(), {
+      code: 130,
+      out: ["Listening on [::1]:8", ...args.length ? [] : lines],
+      err: [],
+    });
+  });
+}
+
+socketTest(
+  "server.ts --talk: on a real connection, a second client is refused",
+  async () => {
+    const command = await startServer({ input: [], terminal: true }, "--talk");
+    using connection = await Deno.connect({ port: command.port });
+    const [address] = await command.line(/^(.+) connected$/);
+    await assertRejects(
+      () => Deno.connect({ port: command.port }),
+      Deno.errors.ConnectionRefused,
+    );
+    assertEquals(await readLine(connection), GREETING);
+    command.input.gets("在嗎?\n");
+    assertEquals(await readLine(connection), "在嗎?");
+    await writeAll(connection, "在\r\n再");
+    await connection.closeWrite();
+    assertEquals(await readAll(connection), "");
+    const { code, out } = await command.result();
+    assertEquals([code, out.slice(2)], [0, [
+      `${address}: 在`,
+      `${address}: 再`,
+      `${address} ended`,
+      "Served 1 client",
+    ]]);
+  },
+);
+
+socketTest(
+  "server.ts --talk: on a real connection, a reset ends it with 1",
+  async () => {
+    const command = await startServer({ input: [], terminal: true }, "--talk");
+    const rude = await resetter(command.port);
+    await rude.write("half a line");
+    await command.line(/ connected$/);
+    while (command.input.reads === 0) await turn();
+    await rude.reset();
+    await command.line(/ reset the connection$/);
+    assertEquals((await command.result()).code, 1);
+  },
+);
+
+for (
+  const args of [
+    ["--talk", "--timeout=5"],
+    ["--talk", "--timeout=10"],
+    ["--max-clients=2", "--talk"],
+  ]
+) {
+  test(`server.ts: ${args.join(" ")} is a wrong command line`, async () => {
+    using _ = noSockets();
+    const { code, out, err } = await run(serverMain, ...args).result();
+    assertEquals([code, out, err.length], [2, [], 1]);
+    const other = args.find((arg) => arg !== "--talk")!.split("=")[0];
+    assertMatch(
+      err[0]!,
+      new RegExp(`^error: .*--talk.* ${other}; see --help$`),
+    );
+  });
+}
+
+socketTest(
+  "client.ts --talk: its time covers the greeting's line",
+  async () => {
+    using listener = listen();
+    const { port } = listener.addr;
+    const args = ["--talk", "-p", `${port}`, "--timeout=0.1"];
+    const { result } = run(clientMain, ...args);
+    using connection = await listener.accept();
+    await writeAll(connection, "a line that does not end");
+    const { code, err } = await result();
+    assertEquals([code, err.length], [1, 1]);
+    assertMatch(err[0]!, / took too long; /);
+  },
+);
+
+socketTest("client.ts --talk: its time does not cover the talk", async () => {
+  using listener = listen();
+  const { port } = listener.addr;
+  const { line, result } = runWith(
+    { input: [], terminal: true },
+    clientMain,
+    ...["--talk", "-p", `${port}`, "--timeout=0.2"],
+  );
+  using connection = await listener.accept();
+  await writeAll(connection, "hello\nat once\n");
+  await line(/^Connected/);
+  await line(/^Greeting: hello$/);
+  await line(/^Replied: /);
+  await line(/: at once$/);
+  // Longer than its time.
+  await new Promise((resolve) => setTimeout(resolve, 400));
+  await writeAll(connection, "later\n");
+  await line(/: later$/);
+  assertEquals(await readLine(connection), REPLY);
+  await connection.closeWrite();
+  await line(/ ended$/);
+  assertEquals((await result()).code, 0);
+});
+
+for (
+  const { what, greeting, pattern } of [
+    {
+      what: "a line of more than 64 KiB",
+      greeting: "x".repeat(LIMIT + 1),
+      pattern: / sent a greeting longer than 65536 bytes$/,
+    },
+    { what: "nothing", greeting: "", pattern: / closed without a greeting$/ },
+  ]
+) {
+  test(`client.ts --talk: ${what} for a greeting is an error`, async () => {
+    const reads = [...greeting ? [greeting] : [], null];
+    using _ = connectTo(new MemoryConnection({ reads }));
+    const { code, out, err } = await run(clientMain, "--talk").result();
+    assertEquals([code, out.length, err.length], [1, 1, 1]);
+    assertMatch(err[0]!, pattern);
+  });
+}
+
+test("client.ts --talk: a greeting's line of 64 KiB is taken", async () => {
+  const greeting = "x".repeat(LIMIT);
+  const reads = [greeting, "\r\n", null];
+  using _ = connectTo(new MemoryConnection({ reads }));
+  const { code, out } = await run(clientMain, "--talk").result();
+  assertEquals([code, out[1]], [0, `Greeting: ${greeting}`]);
+});
+
+socketTest(
+  "client.ts: without --talk, a talking server takes too long",
+  async () => {
+    // Both commands have the same stdin here.
+    const stdin = { input: [], terminal: true };
+    const server = await startServer(stdin, "--talk");
+    const args = ["-p", `${server.port}`, "--timeout=0.2"];
+    const { code, err } = await runWith(stdin, clientMain, ...args).result();
+    assertEquals([code, err.length], [1, 1]);
+    assertMatch(err[0]!, / took too long; /);
+    assertEquals((await server.result()).code, 0);
+  },
+);
+
+for (
+  const { stdin, input, terminal, reply } of [
+    { stdin: "a terminal", input: [], terminal: true, reply: `${REPLY}\n` },
+    {
+      stdin: "a pipe",
+      input: ["one\n", "two", null],
+      terminal: false,
+      reply: `${REPLY}\none\ntwo\n`,
+    },
+  ]
+) {
+  socketTest(
+    `client.ts --talk: with ${stdin}, a server without --talk gets one reply`,
+    async () => {
+      await using server = start();
+      const args = ["--talk", "-p", `${server.port}`];
+      const { code, out } = await runWith(
+        { input, terminal },
+        clientMain,
+        ...args,
+      )
+        .result();
+      assertEquals([code, out], [0, [
+        `Connected to 127.0.0.1:${server.port}`,
+        `Greeting: ${GREETING}`,
+        `Replied: ${REPLY}`,
+        `127.0.0.1:${server.port} ended`,
+      ]]);
+      assertEquals((await server.over.next()).reply, reply);
+    },
+  );
+}
+
 // Both together
 
 socketTest(
@@ -2456,7 +3034,12 @@ socketTest(
 );
 
 socketTest("both: the two commands talk to each other", async () => {
-  const { port, result } = await startServer("--once", "--greeting", "hello");
+  const { port, result } = await startServer(
+    {},
+    "--once",
+    "--greeting",
+    "hello",
+  );
   assertEquals(await clientMain(["--port", `${port}`, "--reply", "hi"]), 0);
   const { code, out, err } = await result();
   assertEquals([code, err], [0, []]);
@@ -2641,11 +3224,9 @@ function capture() {
   return { all: errors.all, ...replaced };
 }
 
-const TEXT = "你好,客戶端 👋🏽";
-
 /** Ways in which the text may come. */
 function pieces() {
-  const bytes = encode("你好,客戶端 👋🏽");
+  const bytes = encode(TEXT);
   return {
     "one byte at a time": Array.from(bytes, (_, i) => bytes.subarray(i, i + 1)),
     "with characters split": [bytes.subarray(0, 4), 0, bytes.subarray(4)],
@@ -2660,12 +3241,59 @@ interface Setup {
   /** Takes bytes, and gives how many it took. */
   stdout?: (bytes: Uint8Array) => number | Promise<number>;
   stderr?: (text: string) => void;
+  /** What the reads of stdin give; by default its end. */
+  input?: Input[];
+  /** Whether stdin is a terminal. */
+  terminal?: boolean;
+}
+
+type Input = string | Uint8Array | null | Error;
+
+/** Stdin in memory: when all is read, a read waits until it gets more. */
+class MemoryInput {
+  reads = 0;
+  readonly #all: Input[];
+  #more = Promise.withResolvers<void>();
+
+  constructor(all: Input[]) {
+    this.#all = all;
+  }
+
+  gets(input: Input): void {
+    this.#all.push(input);
+    this.#more.resolve();
+    this.#more = Promise.withResolvers();
+  }
+
+  async read(buffer: Uint8Array): Promise<number | null> {
+    this.reads++;
+    while (this.#all.length === 0) await this.#more.promise;
+    return take(this.#all, buffer);
+  }
+}
+
+/** Reads from the first of them, and leaves what did not fit. */
+function take(
+  from: (string | Uint8Array | 0 | null | Error)[],
+  buffer: Uint8Array,
+): number | null {
+  const next = from.shift()!;
+  if (next instanceof Error) throw next;
+  if (next === null) from.unshift(null); // the end is read again and again
+  if (next === null || next === 0) return next;
+  const bytes = typeof next === "string" ? encode(next) : next;
+  const taken = bytes.subarray(0, buffer.length);
+  if (taken.length < bytes.length) from.unshift(bytes.subarray(taken.length));
+  buffer.set(taken);
+  return taken.length;
 }
 
 type Main = (args: string[]) => Promise<number>;
 
 /** A command under way: what it prints, and its stop signals. */
-function runWith({ stdout, stderr }: Setup, main: Main, ...args: string[]) {
+function runWith(setup: Setup, main: Main, ...args: string[]) {
+  const { stdout, stderr, terminal = false } = setup;
+  const input = new MemoryInput(setup.input ?? [null]);
   const out = new Events<string>();
   const err = new Events<string>();
   const handlers = new Map<Deno.Signal, () => void>();
@@ -2680,6 +3308,8 @@ function runWith({ stdout, stderr }: Setup, main: Main, ...args: string[]) {
     return count;
   };
   const replaced = [
+    replace(Deno.stdin, "read", (buffer) => input.read(buffer)),
+    replace(Deno.stdin, "isTerminal", () => terminal),
     replace(Deno.stdout, "write", write),
     replace(console, "error", stderr ?? err.push),
     replace(Deno, "addSignalListener", (name, handler) => {
@@ -2694,7 +3324,12 @@ function runWith({ stdout, stderr }: Setup, main: Main, ...args: string[]) {
   });
   return {
     out,
+    input,
     handlers,
+    /** Waits until it has printed this line. */
+    async shows(line: string): Promise<void> {
+      while (await out.next() !== line);
+    },
     /** The next line must match; gives its groups. */
     async line(pattern: RegExp): Promise<string[]> {
       const line = await out.next();
@@ -2714,8 +3349,8 @@ function run(main: Main, ...args: string[]) {
   return runWith({}, main, ...args);
 }
 
-async function startServer(...args: string[]) {
-  const command = run(serverMain, "--port", "0", ...args);
+async function startServer(setup: Setup, ...args: string[]) {
+  const command = runWith(setup, serverMain, "--port", "0", ...args);
   const [port] = await command.line(/^Listening on 127\.0\.0\.1:(\d+)$/);
   return { ...command, port: Number(port) };
 }
@@ -2746,12 +3381,15 @@ class MemoryConnection implements Deno.TcpConn {
   readonly log: string[] = [];
   readonly sent: number[] = [];
   readonly #behaviour: Behaviour;
+  readonly #reads: NonNullable<Behaviour["reads"]>;
+  #more = Promise.withResolvers<void>();
   readonly #closed = Promise.withResolvers<never>();
   #isClosed = false;
   #isHalfClosed = false;
 
   constructor(behaviour: Behaviour = {}) {
     this.#behaviour = behaviour;
+    this.#reads = [...behaviour.reads ?? []];
     this.#closed.promise.catch(() => {}); // only calls that are pending meet it
   }
 
@@ -2764,18 +3402,17 @@ class MemoryConnection implements Deno.TcpConn {
 
   async read(buffer: Uint8Array): Promise<number | null> {
     this.#call("read");
-    const next = this.#behaviour.reads?.shift();
-    if (next === undefined) return await this.#closed.promise;
-    if (next instanceof Error) throw next;
-    if (next === null) this.#behaviour.reads!.unshift(null);
-    if (next === null || next === 0) return next;
-    const bytes = typeof next === "string" ? encode(next) : next;
-    const taken = bytes.subarray(0, buffer.length);
-    if (taken.length < bytes.length) {
-      this.#behaviour.reads!.unshift(bytes.subarray(taken.length));
+    while (this.#reads.length === 0) {
+      await Promise.race([this.#more.promise, this.#closed.promise]);
     }
-    buffer.set(taken);
-    return taken.length;
+    return take(this.#reads, buffer);
+  }
+
+  /** Gives more to the reads. */
+  gets(...reads: NonNullable<Behaviour["reads"]>): void {
+    this.#reads.push(...reads);
+    this.#more.resolve();
+    this.#more = Promise.withResolvers();
   }
 
   async write(bytes: Uint8Array): Promise<number> {
@@ -2897,6 +3534,17 @@ function noSockets(): Disposable {
   return {
     [Symbol.dispose]: () => both.forEach((one) => one[Symbol.dispose]()),
   };
+}
+
+/** A peer whose ten bytes take longer to read than one quiet time. */
+function trickle(): MemoryConnection {
+  const peer = new MemoryConnection({ reads: [..."xxxxxxxxxx", null] });
+  const read = peer.read.bind(peer);
+  peer.read = async (buffer) => {
+    await new Promise((resolve) => setTimeout(resolve, 10));
+    return await read(buffer);
+  };
+  return peer;
 }
 
 /** A peer that sends a byte every 5 ms, without an end. */

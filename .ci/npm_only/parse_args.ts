@@ -7,7 +7,6 @@ interface Options {
   string: string[];
   boolean: string[];
   alias: Record<string, string>;
-  default: Record<string, string>;
   "--": true;
   unknown: (arg: string) => false;
 }
@@ -38,6 +37,8 @@ export function parseArgs(args: string[], options: Options): Flags {
     },
   );
   // minimist keeps every value of a repeated flag. Here the last one counts.
-  for (const name of options.string) flags[name] = [flags[name]].flat().at(-1);
+  for (const name of options.string) {
+    if (Array.isArray(flags[name])) flags[name] = flags[name].at(-1);
+  }
   return flags;
 }
