@@ -181,23 +181,18 @@ class Deadline implements AsyncDisposable {
   /** How often the server was read from. */
   reads = 0;
   readonly #controller = new AbortController();
+  readonly signal = this.#controller.signal;
   readonly #settings: Settings;
   #timer: ReturnType<typeof setTimeout> | undefined;
   #ending: Promise<void> | undefined;
   #stopped = false;
 
+  readonly #abort = () => this.#controller.abort(this.#settings.signal?.reason);
+
   constructor(settings: Settings) {
     this.#settings = settings;
     settings.signal?.addEventListener("abort", this.#abort);
   }
-
-  get signal(): AbortSignal {
-    return this.#controller.signal;
-  }
-
-  readonly #abort = () => {
-    this.#controller.abort(this.#settings.signal?.reason);
-  };
 
   start(): void {
     const { timeout } = this.#settings;
@@ -812,22 +807,72 @@ function printable(text: string): string {
   );
 }
 
+/** Lines that wait to be written: about a mebibyte, and the rest is dropped. */
+class LineStore {
+  readonly #lines: string[] = [];
+  #size = 0;
+  #dropped = 0;
+
+  get isEmpty(): boolean {
+    return this.#lines.length === 0;
+  }
+
+  add(line: string): void {
+    if (this.#size + line.length > 2 ** 20) this.#dropped++;
+    else this.#store(line);
+  }
+
+  /** Where lines were dropped, one that says so comes in their place. */
+  addDropped(): void {
+    if (this.#dropped === 0) return;
+    const lines = this.#dropped === 1 ? "line" : "lines";
+    this.#store(`${this.#dropped} ${lines} dropped`);
+    this.#dropped = 0;
+  }
+
+  #store(line: string): void {
+    this.#lines.push(`${line}\n`);
+    this.#size += line.length + 1;
+  }
+
+  /** Moves whole lines, or else a part of a line, and gives their length. */
+  moveTo(buffer: Uint8Array): number {
+    let length = 0;
+    let whole = 0;
+    for (const line of this.#lines) {
+      const { read, written } = encoder.encodeInto(
+        line,
+        buffer.subarray(length),
+      );
+      const isPart = read < line.length;
+      if (isPart && whole > 0) break;
+      this.#size -= read;
+      length += written;
+      if (isPart) {
+        this.#lines[0] = line.slice(read);
+        break;
+      }
+      whole++;
+    }
+    this.#lines.splice(0, whole);
+    return length;
+  }
+}
+
 /**
  * Writes lines to stdout, in order, without blocking: while the reader of a pipe
  * does not read, or after Ctrl-S, `console.log` would hold up every connection,
  * and the stop signals, too.
  */
 class LineWriter {
-  /** The first error of a write. The lines of that write are lost. */
+  /** The first error of a write. What it was to write is lost. */
   failure: Error | undefined;
-  readonly #lines: string[] = [];
-  #stored = 0;
-  #dropped = 0;
+  readonly #store = new LineStore();
+  // A larger write to a pipe may be done in part, and then done twice.
+  readonly #buffer = new Uint8Array(4096);
   #pieces = 0;
   #torn = false;
   #writing: Promise<void> | undefined;
-  // More than 4096 bytes may be written to a pipe in part, and then come twice.
-  readonly #buffer = new Uint8Array(4096);
 
   /** Pieces that were written, or undefined if there is nothing to write. */
   get progress(): number | undefined {
@@ -839,60 +884,29 @@ class LineWriter {
     return this.#writing ?? Promise.resolve();
   }
 
-  /** Takes a line, or drops it where a mebibyte waits. Gives `written`. */
+  /** Takes a line, and gives `written`. */
   write(line: string): Promise<void> {
-    if (this.#stored + line.length > 2 ** 20) this.#dropped++;
-    else this.#store(line);
+    this.#store.add(line);
     return this.#writing ??= this.#writeAll();
   }
 
-  #store(line: string): void {
-    this.#lines.push(`${line}\n`);
-    this.#stored += line.length;
-  }
-
   async #writeAll(): Promise<void> {
-    while (this.#lines.length > 0) {
-      const piece = this.#nextPiece();
+    while (!this.#store.isEmpty) {
+      // Of a write that failed, a part may stand there: begin on a fresh line.
+      const begun = this.#torn ? 1 : 0;
+      this.#buffer[0] = LINE_END;
+      const length = this.#store.moveTo(this.#buffer.subarray(begun));
       try {
-        await this.#writePiece(piece);
+        await this.#writePiece(this.#buffer.subarray(0, begun + length));
         this.#torn = false;
       } catch (error) {
-        // A full disk or a closed pipe. A part of the piece may stand there:
-        // the next one begins on a fresh line.
-        this.failure ??= error as Error;
+        this.failure ??= error as Error; // A full disk, or a closed pipe.
         this.#torn = true;
       }
       this.#pieces++;
-      if (this.#dropped > 0) {
-        const lines = this.#dropped === 1 ? "line" : "lines";
-        this.#store(`${this.#dropped} ${lines} dropped`);
-        this.#dropped = 0;
-      }
+      this.#store.addDropped();
     }
     this.#writing = undefined;
-  }
-
-  /** Takes whole lines, or else a part of a line, from the store. */
-  #nextPiece(): Uint8Array {
-    let length = 0;
-    if (this.#torn) this.#buffer[length++] = 0x0a; // a line end
-    let whole = 0;
-    for (const line of this.#lines) {
-      const free = this.#buffer.subarray(length);
-      const { read, written } = encoder.encodeInto(line, free);
-      const isPart = read < line.length;
-      if (isPart && whole > 0) break;
-      length += written;
-      this.#stored -= read;
-      if (isPart) {
-        this.#lines[0] = line.slice(read);
-        break;
-      }
-      whole++;
-    }
-    this.#lines.splice(0, whole);
-    return this.#buffer.subarray(0, length);
   }
 
   async #writePiece(piece: Uint8Array): Promise<void> {

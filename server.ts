@@ -254,14 +254,14 @@ export function serve(options: ServeOptions = {}): Server {
   const clients = new Clients(settings, callbacks, change);
 
   async function run(): Promise<void> {
-    await acceptAll(listener, clients, (error) => {
+    await acceptAll(listener, clients, change, (error) => {
       callbacks.notify(settings.onAcceptError, error);
     });
     await clients.allGone();
     signal?.removeEventListener("abort", abort);
   }
   function shutdown(): Promise<void> {
-    clients.stopAccepting();
+    clients.accepting = false;
     // Makes a pending accept reject. A loop that waits for room instead needs no
     // waking: the client that makes room wakes it. Not `close()`, which may be
     // called only once.
@@ -326,6 +326,7 @@ type Settings = ReturnType<typeof settingsOf>;
 async function acceptAll(
   listener: Deno.TcpListener,
   clients: Clients,
+  change: Change,
   onShortage: (error: Error) => void,
 ): Promise<void> {
   let lastShortage = -Infinity;
@@ -333,7 +334,7 @@ async function acceptAll(
   while (clients.accepting) {
     // No room: further clients wait in the kernel's queue. None is refused.
     if (clients.full) {
-      await clients.change.next();
+      await change.next();
       continue;
     }
     let connection: Deno.TcpConn;
@@ -348,8 +349,8 @@ async function acceptAll(
         const now = performance.now();
         if (now - lastShortage > 60_000) onShortage(error as Error);
         lastShortage = now;
-        const pause = setTimeout(() => clients.change.notify(), 100);
-        await clients.change.next();
+        const pause = setTimeout(() => change.notify(), 100);
+        await change.next();
         clearTimeout(pause);
       } else if (++lost % 100 === 0) {
         // Any other error concerns one client, which reset before it was
@@ -373,30 +374,26 @@ function isShortage(error: unknown): boolean {
     code === "ENOMEM";
 }
 
-/** The clients being served, and what becomes of each. */
+/** Serves clients, at most so many at once, and knows when all have gone. */
 class Clients {
-  /** A client was greeted, or has left. */
-  readonly change: Change;
+  accepting = true;
+  readonly #list = new ClientList();
   readonly #settings: Settings;
   readonly #callbacks: Callbacks;
+  readonly #change: Change;
   readonly #deadlines: Deadlines;
   readonly #firstWrites: FirstWrites;
-  #accepting = true;
 
   constructor(settings: Settings, callbacks: Callbacks, change: Change) {
-    this.change = change;
     this.#settings = settings;
     this.#callbacks = callbacks;
-    this.#deadlines = new Deadlines(settings.timeout);
+    this.#change = change;
+    this.#deadlines = new Deadlines(settings.timeout, this.#list);
     this.#firstWrites = new FirstWrites(change);
   }
 
-  get accepting(): boolean {
-    return this.#accepting;
-  }
-
   get full(): boolean {
-    return this.#deadlines.size >= this.#settings.maxClients ||
+    return this.#list.size >= this.#settings.maxClients ||
       this.#firstWrites.full;
   }
 
@@ -418,13 +415,9 @@ class Clients {
     // If the server has closed the connection, that is the outcome, whatever
     // the handler made of it.
     if (client.closedAs !== undefined) [outcome, reply] = [client.closedAs, ""];
-    this.#deadlines.delete(client);
+    this.#list.delete(client);
     this.#callbacks.notify(onOutcome, { client: address, outcome, reply });
-    this.change.notify();
-  }
-
-  stopAccepting(): void {
-    this.#accepting = false;
+    this.#change.notify();
   }
 
   abort(): void {
@@ -432,16 +425,18 @@ class Clients {
   }
 
   async allGone(): Promise<void> {
-    while (this.#deadlines.size > 0 || this.#callbacks.pending > 0) {
-      await this.change.next();
+    while (this.#list.size > 0 || this.#callbacks.pending > 0) {
+      await this.#change.next();
     }
     await this.#deadlines.stop();
   }
 }
 
-/** What one may wait for: the accept loop, and after it the end. */
+/**
+ * That there is room for a client, or none left. Only one may wait for it at a
+ * time: here the accept loop, and after it the end.
+ */
 class Change {
-  // One function will do, as only one waits at a time.
   #resolve = () => {};
 
   next(): Promise<void> {
@@ -467,54 +462,73 @@ interface Client {
 }
 
 /**
- * The clients being served, and the time that each has left. As all have the
- * same time, the first that came is the first due, and one timer serves all.
- * They are linked by hand, as each comes and goes: a Map costs more CPU.
+ * The clients being served, the first first. They are linked by hand, as each
+ * comes and goes: a Map takes more CPU per exchange.
  */
-class Deadlines {
-  readonly #timeout: number;
-  #size = 0;
-  #first: Client | undefined;
+class ClientList {
+  size = 0;
+  first: Client | undefined;
   #last: Client | undefined;
-  /** Set while one is to be closed, or is being closed. */
-  #timer: ReturnType<typeof setTimeout> | undefined;
-  #closing: Promise<void> | undefined;
 
-  constructor(timeout: number) {
-    this.#timeout = timeout;
-  }
-
-  get size(): number {
-    return this.#size;
-  }
-
-  add(connection: Deno.TcpConn): Client {
-    const due = performance.now() + this.#timeout;
+  add(connection: Deno.TcpConn, due: number): Client {
     const previous = this.#last;
     const client = { connection, due, reads: 0, previous, next: undefined };
-    if (previous === undefined) this.#first = client;
+    if (previous === undefined) this.first = client;
     else previous.next = client;
     this.#last = client;
-    this.#size++;
-    if (this.#timer === undefined) this.#schedule(due, this.#timeout);
+    this.size++;
     return client;
   }
 
   delete(client: Client): void {
     const { previous, next } = client;
-    if (previous === undefined) this.#first = next;
+    if (previous === undefined) this.first = next;
     else previous.next = next;
     if (next === undefined) this.#last = previous;
     else next.previous = previous;
     // Or a client that the garbage collector still takes for alive would keep
     // all that came after it alive, too.
     client.previous = client.next = undefined;
-    this.#size--;
+    this.size--;
+  }
+
+  /** How often those overdue were read from, or undefined if there are none. */
+  overdueReads(): number | undefined {
+    const now = performance.now();
+    let reads: number | undefined;
+    let client = this.first;
+    for (; client !== undefined && client.due <= now; client = client.next) {
+      if (client.closedAs === undefined) reads = (reads ?? 0) + client.reads;
+    }
+    return reads;
+  }
+}
+
+/**
+ * The time that each client has left. As all have the same time, the first that
+ * came is the first due, and one timer serves all.
+ */
+class Deadlines {
+  readonly #timeout: number;
+  readonly #clients: ClientList;
+  /** Set while a client is to be closed, or is being closed. */
+  #timer: ReturnType<typeof setTimeout> | undefined;
+  #closing: Promise<void> | undefined;
+
+  constructor(timeout: number, clients: ClientList) {
+    this.#timeout = timeout;
+    this.#clients = clients;
+  }
+
+  add(connection: Deno.TcpConn): Client {
+    const due = performance.now() + this.#timeout;
+    if (this.#timer === undefined) this.#schedule(due, this.#timeout);
+    return this.#clients.add(connection, due);
   }
 
   /** Closes those due by then, and gives them the outcome. */
   close(until: number, outcome: Outcome): void {
-    let client = this.#first;
+    let client = this.#clients.first;
     for (; client !== undefined && client.due <= until; client = client.next) {
       client.closedAs ??= outcome;
       // Makes the pending read or write reject, which ends the exchange. Not
@@ -542,19 +556,9 @@ class Deadlines {
     // The timer is late: the process stood still, or a callback kept it busy.
     // Replies may have arrived meanwhile, and are read before the time is up.
     if (performance.now() - due > 20) {
-      await untilIdle(50, () => this.#overdueReads());
+      await untilIdle(50, () => this.#clients.overdueReads());
     }
     this.close(performance.now(), "timed-out");
-  }
-
-  #overdueReads(): number | undefined {
-    const now = performance.now();
-    let reads: number | undefined;
-    let client = this.#first;
-    for (; client !== undefined && client.due <= now; client = client.next) {
-      if (client.closedAs === undefined) reads = (reads ?? 0) + client.reads;
-    }
-    return reads;
   }
 }
 
@@ -1234,22 +1238,72 @@ function printable(text: string): string {
   );
 }
 
+/** Lines that wait to be written: about a mebibyte, and the rest is dropped. */
+class LineStore {
+  readonly #lines: string[] = [];
+  #size = 0;
+  #dropped = 0;
+
+  get isEmpty(): boolean {
+    return this.#lines.length === 0;
+  }
+
+  add(line: string): void {
+    if (this.#size + line.length > 2 ** 20) this.#dropped++;
+    else this.#store(line);
+  }
+
+  /** Where lines were dropped, one that says so comes in their place. */
+  addDropped(): void {
+    if (this.#dropped === 0) return;
+    const lines = this.#dropped === 1 ? "line" : "lines";
+    this.#store(`${this.#dropped} ${lines} dropped`);
+    this.#dropped = 0;
+  }
+
+  #store(line: string): void {
+    this.#lines.push(`${line}\n`);
+    this.#size += line.length + 1;
+  }
+
+  /** Moves whole lines, or else a part of a line, and gives their length. */
+  moveTo(buffer: Uint8Array): number {
+    let length = 0;
+    let whole = 0;
+    for (const line of this.#lines) {
+      const { read, written } = encoder.encodeInto(
+        line,
+        buffer.subarray(length),
+      );
+      const isPart = read < line.length;
+      if (isPart && whole > 0) break;
+      this.#size -= read;
+      length += written;
+      if (isPart) {
+        this.#lines[0] = line.slice(read);
+        break;
+      }
+      whole++;
+    }
+    this.#lines.splice(0, whole);
+    return length;
+  }
+}
+
 /**
  * Writes lines to stdout, in order, without blocking: while the reader of a pipe
  * does not read, or after Ctrl-S, `console.log` would hold up every connection,
  * and the stop signals, too.
  */
 class LineWriter {
-  /** The first error of a write. The lines of that write are lost. */
+  /** The first error of a write. What it was to write is lost. */
   failure: Error | undefined;
-  readonly #lines: string[] = [];
-  #stored = 0;
-  #dropped = 0;
+  readonly #store = new LineStore();
+  // A larger write to a pipe may be done in part, and then done twice.
+  readonly #buffer = new Uint8Array(4096);
   #pieces = 0;
   #torn = false;
   #writing: Promise<void> | undefined;
-  // More than 4096 bytes may be written to a pipe in part, and then come twice.
-  readonly #buffer = new Uint8Array(4096);
 
   /** Pieces that were written, or undefined if there is nothing to write. */
   get progress(): number | undefined {
@@ -1261,60 +1315,29 @@ class LineWriter {
     return this.#writing ?? Promise.resolve();
   }
 
-  /** Takes a line, or drops it where a mebibyte waits. Gives `written`. */
+  /** Takes a line, and gives `written`. */
   write(line: string): Promise<void> {
-    if (this.#stored + line.length > 2 ** 20) this.#dropped++;
-    else this.#store(line);
+    this.#store.add(line);
     return this.#writing ??= this.#writeAll();
   }
 
-  #store(line: string): void {
-    this.#lines.push(`${line}\n`);
-    this.#stored += line.length;
-  }
-
   async #writeAll(): Promise<void> {
-    while (this.#lines.length > 0) {
-      const piece = this.#nextPiece();
+    while (!this.#store.isEmpty) {
+      // Of a write that failed, a part may stand there: begin on a fresh line.
+      const begun = this.#torn ? 1 : 0;
+      this.#buffer[0] = LINE_END;
+      const length = this.#store.moveTo(this.#buffer.subarray(begun));
       try {
-        await this.#writePiece(piece);
+        await this.#writePiece(this.#buffer.subarray(0, begun + length));
         this.#torn = false;
       } catch (error) {
-        // A full disk or a closed pipe. A part of the piece may stand there:
-        // the next one begins on a fresh line.
-        this.failure ??= error as Error;
+        this.failure ??= error as Error; // A full disk, or a closed pipe.
         this.#torn = true;
       }
       this.#pieces++;
-      if (this.#dropped > 0) {
-        const lines = this.#dropped === 1 ? "line" : "lines";
-        this.#store(`${this.#dropped} ${lines} dropped`);
-        this.#dropped = 0;
-      }
+      this.#store.addDropped();
     }
     this.#writing = undefined;
-  }
-
-  /** Takes whole lines, or else a part of a line, from the store. */
-  #nextPiece(): Uint8Array {
-    let length = 0;
-    if (this.#torn) this.#buffer[length++] = 0x0a; // a line end
-    let whole = 0;
-    for (const line of this.#lines) {
-      const free = this.#buffer.subarray(length);
-      const { read, written } = encoder.encodeInto(line, free);
-      const isPart = read < line.length;
-      if (isPart && whole > 0) break;
-      length += written;
-      this.#stored -= read;
-      if (isPart) {
-        this.#lines[0] = line.slice(read);
-        break;
-      }
-      whole++;
-    }
-    this.#lines.splice(0, whole);
-    return this.#buffer.subarray(0, length);
   }
 
   async #writePiece(piece: Uint8Array): Promise<void> {

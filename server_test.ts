@@ -593,6 +593,21 @@ test("serve: after a standstill, a client that keeps sending gets no more than a
   assertEquals((await server.over.next()).outcome, "timed-out");
 });
 
+test("serve: a silent client is closed whoever came and went before", async () => {
+  const peers = Array.from({ length: 4 }, () => new MemoryConnection());
+  const [, second, third, last] = peers;
+  const listener = new MemoryListener([...peers]);
+  using _ = listening(() => listener);
+  await using server = start({ timeout: 200, maxClients: 3 });
+  for (let i = 0; i < 3; i++) await server.connected.next();
+  second!.gets(null);
+  third!.gets(null);
+  const outcomes = [];
+  for (let i = 0; i < 4; i++) outcomes.push((await server.over.next()).outcome);
+  assertEquals(outcomes, ["left", "left", "timed-out", "timed-out"]);
+  assertEquals(last!.log.at(-1), "close");
+});
+
 socketTest(
   "serve: a client that resets before it is accepted harms nobody",
   async () => {
