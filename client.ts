@@ -374,9 +374,7 @@ async function readGreeting(lines: LineReader): Promise<[string, ...string[]]> {
     if (some === null) throw new Deno.errors.UnexpectedEof("no greeting");
     const [greeting, ...more] = some;
     if (greeting === undefined) continue;
-    if (lines.isCut && more.length === 0) {
-      throw new Deno.errors.InvalidData("too long");
-    }
+    if (lines.isCut) throw new Deno.errors.InvalidData("too long");
     return [greeting, ...more];
   }
 }

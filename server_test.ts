@@ -2576,11 +2576,11 @@ for (const [script, startTalk] of Object.entries(talks)) {
           "好".repeat(30_000 - Math.floor((LIMIT - shift.length) / 3)),
         ],
       })),
-      {
-        what: "characters of 4 bytes at the cut",
-        reads: ["abc" + "👋".repeat(20_000) + "\n"],
-        lines: ["abc" + "👋".repeat(16_383), "👋".repeat(3_617)],
-      },
+      ...["a", "ab", "abc"].map((shift) => ({
+        what: `characters of 4 bytes at the cut, after "${shift}"`,
+        reads: [shift + "👋".repeat(20_000) + "\n"],
+        lines: [shift + "👋".repeat(16_383), "👋".repeat(3_617)],
+      })),
     ]
   ) {
     test(`${script} --talk: it shows ${what}`, async () => {
@@ -2749,6 +2749,16 @@ for (const [script, startTalk] of Object.entries(talks)) {
     assertEquals((await talk.result()).code, 1);
   });
 
+  test(`${script} --talk: no line is dropped, however short it and long its address`, async () => {
+    using talk = startTalk({});
+    const hostname = "2001:db8:1111:2222:3333:4444:5555:6666";
+    talk.peer.remoteAddr = { transport: "tcp", hostname, port: 50_000 };
+    talk.peer.gets("\n".repeat(LIMIT), null);
+    const { out } = await talk.result();
+    const lines = out.filter((line) => line === `[${hostname}]:50000: `);
+    assertEquals(lines.length, LIMIT);
+  });
+
   test(`${script} --talk: a peer that floods is read as fast as its lines are written`, async () => {
     const reader = Promise.withResolvers<void>();
     const lines = Array.from({ length: 300_000 }, (_, i) => `${i}`);
@@ -2811,6 +2821,28 @@ test("server.ts --talk: the first signal half-closes, and waits for the client's
     "[::1]:7 ended",
     "Served 1 client",
   ]]);
+});
+
+test("server.ts --talk: a signal while it sends half-closes after that", async () => {
+  const sent = Promise.withResolvers<void>();
+  using talk = talks["server.ts"]({
+    write: async (bytes) => {
+      if (new TextDecoder().decode(bytes) === "held\n") await sent.promise;
+      return bytes.length;
+    },
+  }, { input: ["held\n"] });
+  while (!talk.peer.log.includes("write") || talk.input.reads === 0) {
+    await turn();
+  }
+  await turn();
+  talk.handlers.get("SIGINT")!();
+  await turn();
+  assertEquals(talk.peer.log.includes("closeWrite"), false);
+  sent.resolve();
+  while (!talk.peer.log.includes("closeWrite")) await turn();
+  assertEquals(talk.peer.sent, [...encode(`${GREETING}\nheld\n`)]);
+  talk.peer.gets(null);
+  assertEquals((await talk.result()).code, 0);
 });
 
 for (const args of [[], ["--quiet"]]) {
@@ -2929,6 +2961,27 @@ socketTest("client.ts --talk: its time does not cover the talk", async () => {
   await connection.closeWrite();
   await line(/ ended$/);
   assertEquals((await result()).code, 0);
+});
+
+test("client.ts --talk: a late deadline does not end a talk that has begun", async () => {
+  const peer = new MemoryConnection();
+  using _ = connecting(() => {
+    standStill(200);
+    setTimeout(() => peer.gets("hello\n"), 20);
+    return Promise.resolve(peer);
+  });
+  const args = ["--talk", "--timeout=0.1"];
+  const { shows, result } = runWith(
+    { terminal: true, input: [] },
+    clientMain,
+    ...args,
+  );
+  await shows(`Replied: ${REPLY}`);
+  // Longer than a late deadline waits.
+  await new Promise((resolve) => setTimeout(resolve, 150));
+  peer.gets("later\n", null);
+  const { code, out } = await result();
+  assertEquals([code, out.at(-2)], [0, "[::1]:7: later"]);
 });
 
 for (
@@ -3391,7 +3444,7 @@ interface Behaviour {
 
 /** A script's side of a connection, and the log of what the script did. */
 class MemoryConnection implements Deno.TcpConn {
-  readonly remoteAddr = { transport: "tcp", hostname: "::1", port: 7 } as const;
+  remoteAddr: Deno.NetAddr = { transport: "tcp", hostname: "::1", port: 7 };
   localAddr: Deno.NetAddr = { transport: "tcp", hostname: "::1", port: 9 };
   readonly log: string[] = [];
   readonly sent: number[] = [];
