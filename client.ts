@@ -289,7 +289,7 @@ usage: deno run --allow-net client.ts [flags]
 example: deno run --allow-net client.ts --port 9000 --reply "Hello, server"`;
 
 /**
- * The command, all but `Deno.exit`: does one exchange and prints it.
+ * Runs the command: does one exchange and prints it.
  *
  * @example Reply to a server on another port
  * ```ts
@@ -299,8 +299,7 @@ example: deno run --allow-net client.ts --port 9000 --reply "Hello, server"`;
  * ```
  *
  * @param args The command line, such as `Deno.args`.
- * @returns The exit code: 0 done, 1 could not be done, 2 the command line is
- * wrong.
+ * @returns The exit code: 0 success, 1 failure, 2 wrong command line.
  */
 export async function main(args: string[]): Promise<number> {
   const out = new LineWriter();
@@ -331,9 +330,7 @@ async function run(flags: Flags, out: LineWriter): Promise<number> {
     return 1;
   }
   await out.written;
-  if (out.failure === undefined) return 0;
-  fail(`cannot print: ${out.failure.message}`);
-  return 1;
+  return printed(out);
 }
 
 /** The exchange as a talk, in which a message ends with its line. */
@@ -346,8 +343,10 @@ function talkTo(
   return withServer(options, async (connection, settings, deadline) => {
     using _ = connection;
     const address = format(connection.remoteAddr);
-    const show = (line: string) =>
-      out.write(`${quiet ? "" : `${address}: `}${printable(line)}`);
+    const show = async (line: string) => {
+      await out.write(`${quiet ? "" : `${address}: `}${printable(line)}`);
+      return out.failure === undefined;
+    };
     await settings.onConnect?.(connection.remoteAddr);
     const lines = new LineReader(connection);
     const [greeting, ...more] = await readGreeting(lines);
@@ -485,8 +484,11 @@ async function talk(
   connection: Deno.TcpConn,
   lines: LineReader,
   { show, onEnded, hangUp }: {
-    /** Shows a line of the peer, and resolves when there is room for more. */
-    show: (line: string) => Promise<void>;
+    /**
+     * Shows a line of the peer. Resolves when there is room for more, to whether
+     * lines can still be shown.
+     */
+    show: (line: string) => Promise<boolean>;
     /** Called when the peer has ended. */
     onEnded: () => void;
     /** Makes this side end. */
@@ -501,8 +503,9 @@ async function talk(
   for (;;) {
     const some = await lines.read();
     if (some === null) break;
-    // A peer that floods is read as fast as its lines can be written.
-    await some.map(show).at(-1);
+    // A peer that floods is read as fast as its lines can be written, and no
+    // more once they can't.
+    if (await some.map(show).at(-1) === false) return;
   }
   if (failure !== undefined) throw failure;
   onEnded();
@@ -706,6 +709,8 @@ async function commandLine<T>(
   return 0;
 }
 
+const ALIASES: Record<string, string> = { port: "p", quiet: "q", help: "h" };
+
 type ParsedFlags<Valued extends string, Switch extends string> =
   & Record<Valued, string>
   & Record<Switch, boolean>
@@ -722,26 +727,29 @@ function parseFlags<Valued extends string, Switch extends string>(
   switches: Switch[],
 ): ParsedFlags<Valued, Switch> | undefined {
   const valued = Object.keys(defaults);
+  const all = [...switches, "help"];
   const odd: string[] = [];
   const stray: string[] = [];
   const end = args.includes("--") ? args.indexOf("--") : args.length;
   // Switches with a value, as `parseArgs` takes any but "false" for on.
   const plain = args.filter((arg, i) => {
-    const name = i < end && switchWithValue(arg, args[i + 1], switches);
+    const name = i < end && switchWithValue(arg, args[i + 1], all);
     if (name) odd.push(name);
     return !name;
   });
   const flags = parseArgs(plain, {
     string: valued,
-    boolean: [...switches as string[], "help"],
-    alias: { port: "p", quiet: "q", help: "h" },
+    boolean: all,
+    alias: ALIASES,
     "--": true,
     unknown: (arg) => {
       stray.push(arg);
       return false;
     },
   });
-  if (flags.help) return undefined;
+  // As in `-q9`, and `-qp9000`, which it takes for -q with a value, too.
+  odd.push(...all.filter((name) => typeof flags[name] !== "boolean"));
+  if (flags.help === true) return undefined;
   if (odd.length > 0) throw new TypeError(`--${odd[0]} takes no value`);
   const given = valued.filter((name) => flags[name] !== undefined);
   for (const name of given) {
@@ -758,20 +766,21 @@ function parseFlags<Valued extends string, Switch extends string>(
   >;
 }
 
-/** The switch that is given a value, as in `--quiet=no`, `-q9`, `-q false`. */
+/** The switch that is given a value, as in `--quiet=no` and `-q false`. */
 function switchWithValue(
   arg: string,
   next: string | undefined,
   switches: string[],
 ): string | undefined {
-  const followed = next === "true" || next === "false";
-  const [, long] = arg.match(followed ? /^--(\w+)(?:=|$)/ : /^--(\w+)=/) ?? [];
-  const [, short] =
-    arg.match(followed ? /^-[qh]*([qh])(?![a-z])/i : /^-[qh]*([qh])[^a-z]/i) ??
-      [];
-  return [...switches, "help"].find((name) =>
-    name === long || name[0] === short
-  );
+  const [, name, value] = arg.match(/^--(\w+)(=?)/) ?? [];
+  const takesNext = next === "true" || next === "false";
+  const letter = /^-[qh]+$/.test(arg) ? arg.at(-1) : undefined;
+  if (value !== "=" && !takesNext) return undefined;
+  return switches.find((long) => {
+    const short = ALIASES[long];
+    return name === long ||
+      short !== undefined && (name === short || letter === short);
+  });
 }
 
 /** NaN for what is not a whole decimal number. */
@@ -919,6 +928,13 @@ class LineWriter {
       }
     }
   }
+}
+
+/** The exit code where it matters that the lines are out: says if they are not. */
+function printed(out: LineWriter): number {
+  if (out.failure === undefined) return 0;
+  fail(`cannot print: ${out.failure.message}`);
+  return 1;
 }
 
 /**

@@ -143,6 +143,10 @@ export interface ServeOptions {
    * An error of the connection that the handler rejects with makes the outcome
    * `"reset"`. Any other goes to stderr, and the outcome is `"failed"`.
    *
+   * A place, and `finished`, wait until the handler has settled, whatever has
+   * become of the connection. Read with `connection.read()`: at its end,
+   * `connection.readable` closes the connection for writes, too.
+   *
    * The default closes the writing half and reads the reply to its end.
    *
    * @example A server that tells the time
@@ -183,8 +187,8 @@ export interface ServeOptions {
    */
   maxReplyBytes?: number;
   /**
-   * Aborting it ends the server at once. Exchanges under way end as
-   * `"aborted"`.
+   * Aborting it closes the listener and all connections at once. Exchanges under
+   * way end as `"aborted"`.
    */
   signal?: AbortSignal;
   /** Called once, before `serve` returns, with the server's address. */
@@ -549,7 +553,7 @@ class Deadlines {
   #schedule(due: number, left: number): void {
     if (due === Infinity) return; // A timer would take it for 0.
     const timeIsUp = () => this.#closing = this.#closeOverdue(due);
-    this.#timer = setTimeout(timeIsUp, left);
+    this.#timer = setTimeout(timeIsUp, Math.max(left, 0));
   }
 
   async #closeOverdue(due: number): Promise<void> {
@@ -685,7 +689,7 @@ const OUTCOMES: Record<Outcome, string> = {
 };
 
 /**
- * The command, all but `Deno.exit`: prints what happens, and ends after one
+ * Runs the command: prints what happens, and ends after one
  * client with `--once`, otherwise on a stop signal.
  *
  * @example Serve one client on another port
@@ -696,8 +700,8 @@ const OUTCOMES: Record<Outcome, string> = {
  * ```
  *
  * @param args The command line, such as `Deno.args`.
- * @returns The exit code: 0 done, 1 could not be done, 2 the command line is
- * wrong, 130 ended by a second stop signal.
+ * @returns The exit code: 0 success, 1 failure, 2 wrong command line, 130 ended
+ * by a second stop signal.
  */
 export async function main(args: string[]): Promise<number> {
   const out = new LineWriter();
@@ -730,7 +734,7 @@ async function run(flags: Flags, out: LineWriter): Promise<number> {
   try {
     server = serve({
       ...options,
-      ...isTalk ? talkOptions(options.greeting, quiet, hangUp, out) : {},
+      ...isTalk ? talkOptions(flags, hangUp, stop.signal, out) : {},
       signal: stop.signal,
       onListen: (address) => print(`Listening on ${format(address)}`, true),
       onConnect: (client) => {
@@ -762,15 +766,19 @@ async function run(flags: Flags, out: LineWriter): Promise<number> {
     () => stop.signal.aborted ? undefined : out.progress,
     Infinity,
   );
-  if (stop.signal.aborted) return 130;
+  if (stop.signal.aborted) {
+    await untilIdle(20, () => out.progress, 50); // those that are taken at once
+    return 130;
+  }
+  if (isTalk && printed(out) !== 0) return 1;
   return isOnce && served === 0 ? 1 : code;
 }
 
 /** What makes the exchange a talk, in which a message ends with its line. */
 function talkOptions(
-  greeting: string,
-  quiet: boolean,
+  { greeting, quiet }: Flags,
   hangUp: AbortController,
+  stop: AbortSignal,
   out: LineWriter,
 ): ServeOptions {
   return {
@@ -780,7 +788,12 @@ function talkOptions(
       const address = format(connection.remoteAddr);
       await talk(connection, new LineReader(connection), {
         show: (line) =>
-          out.write(`${quiet ? "" : `${address}: `}${printable(line)}`),
+          new Promise((resolve) => {
+            // A reader who stalls must not hold up the second signal.
+            stop.onabort = () => resolve(false);
+            out.write(`${quiet ? "" : `${address}: `}${printable(line)}`)
+              .then(() => resolve(out.failure === undefined));
+          }),
         onEnded: () => {
           if (!quiet) out.write(`${address} ended`);
         },
@@ -848,7 +861,7 @@ function explain(error: Error, address: string): string {
     return `${address} is not an address of this machine; choose another with --host`;
   }
   if (error instanceof Deno.errors.PermissionDenied) {
-    return `no right to listen on ${address}; choose a port from 1024 with --port`;
+    return `the system does not allow listening on ${address}; choose a port from 1024 with --port`;
   }
   if (error instanceof Deno.errors.NotCapable) {
     return `no permission to listen on ${address}; run with --allow-net=${address}`;
@@ -918,8 +931,11 @@ async function talk(
   connection: Deno.TcpConn,
   lines: LineReader,
   { show, onEnded, hangUp }: {
-    /** Shows a line of the peer, and resolves when there is room for more. */
-    show: (line: string) => Promise<void>;
+    /**
+     * Shows a line of the peer. Resolves when there is room for more, to whether
+     * lines can still be shown.
+     */
+    show: (line: string) => Promise<boolean>;
     /** Called when the peer has ended. */
     onEnded: () => void;
     /** Makes this side end. */
@@ -934,8 +950,9 @@ async function talk(
   for (;;) {
     const some = await lines.read();
     if (some === null) break;
-    // A peer that floods is read as fast as its lines can be written.
-    await some.map(show).at(-1);
+    // A peer that floods is read as fast as its lines can be written, and no
+    // more once they can't.
+    if (await some.map(show).at(-1) === false) return;
   }
   if (failure !== undefined) throw failure;
   onEnded();
@@ -1139,6 +1156,8 @@ async function commandLine<T>(
   return 0;
 }
 
+const ALIASES: Record<string, string> = { port: "p", quiet: "q", help: "h" };
+
 type ParsedFlags<Valued extends string, Switch extends string> =
   & Record<Valued, string>
   & Record<Switch, boolean>
@@ -1155,26 +1174,29 @@ function parseFlags<Valued extends string, Switch extends string>(
   switches: Switch[],
 ): ParsedFlags<Valued, Switch> | undefined {
   const valued = Object.keys(defaults);
+  const all = [...switches, "help"];
   const odd: string[] = [];
   const stray: string[] = [];
   const end = args.includes("--") ? args.indexOf("--") : args.length;
   // Switches with a value, as `parseArgs` takes any but "false" for on.
   const plain = args.filter((arg, i) => {
-    const name = i < end && switchWithValue(arg, args[i + 1], switches);
+    const name = i < end && switchWithValue(arg, args[i + 1], all);
     if (name) odd.push(name);
     return !name;
   });
   const flags = parseArgs(plain, {
     string: valued,
-    boolean: [...switches as string[], "help"],
-    alias: { port: "p", quiet: "q", help: "h" },
+    boolean: all,
+    alias: ALIASES,
     "--": true,
     unknown: (arg) => {
       stray.push(arg);
       return false;
     },
   });
-  if (flags.help) return undefined;
+  // As in `-q9`, and `-qp9000`, which it takes for -q with a value, too.
+  odd.push(...all.filter((name) => typeof flags[name] !== "boolean"));
+  if (flags.help === true) return undefined;
   if (odd.length > 0) throw new TypeError(`--${odd[0]} takes no value`);
   const given = valued.filter((name) => flags[name] !== undefined);
   for (const name of given) {
@@ -1191,20 +1213,21 @@ function parseFlags<Valued extends string, Switch extends string>(
   >;
 }
 
-/** The switch that is given a value, as in `--quiet=no`, `-q9`, `-q false`. */
+/** The switch that is given a value, as in `--quiet=no` and `-q false`. */
 function switchWithValue(
   arg: string,
   next: string | undefined,
   switches: string[],
 ): string | undefined {
-  const followed = next === "true" || next === "false";
-  const [, long] = arg.match(followed ? /^--(\w+)(?:=|$)/ : /^--(\w+)=/) ?? [];
-  const [, short] =
-    arg.match(followed ? /^-[qh]*([qh])(?![a-z])/i : /^-[qh]*([qh])[^a-z]/i) ??
-      [];
-  return [...switches, "help"].find((name) =>
-    name === long || name[0] === short
-  );
+  const [, name, value] = arg.match(/^--(\w+)(=?)/) ?? [];
+  const takesNext = next === "true" || next === "false";
+  const letter = /^-[qh]+$/.test(arg) ? arg.at(-1) : undefined;
+  if (value !== "=" && !takesNext) return undefined;
+  return switches.find((long) => {
+    const short = ALIASES[long];
+    return name === long ||
+      short !== undefined && (name === short || letter === short);
+  });
 }
 
 /** NaN for what is not a whole decimal number. */
@@ -1352,6 +1375,13 @@ class LineWriter {
       }
     }
   }
+}
+
+/** The exit code where it matters that the lines are out: says if they are not. */
+function printed(out: LineWriter): number {
+  if (out.failure === undefined) return 0;
+  fail(`cannot print: ${out.failure.message}`);
+  return 1;
 }
 
 /**

@@ -593,6 +593,23 @@ test("serve: after a standstill, a client that keeps sending gets no more than a
   assertEquals((await server.over.next()).outcome, "timed-out");
 });
 
+test("serve: no timer is asked for a time that is past", async () => {
+  using timer = timers();
+  const peers = Array.from({ length: 200 }, () => {
+    const peer = new MemoryConnection();
+    // Slow to close, so that the next is due before it is its turn.
+    const close = peer.close.bind(peer);
+    peer.close = () => {
+      standStill(1);
+      close();
+    };
+    return peer;
+  });
+  await using server = startInMemory(peers, { timeout: 50 });
+  for (const _ of peers) await server.over.next();
+  assertEquals(timer.delays.filter((delay) => delay < 0), []);
+});
+
 test("serve: a silent client is closed whoever came and went before", async () => {
   const peers = Array.from({ length: 4 }, () => new MemoryConnection());
   const [, second, third, last] = peers;
@@ -2354,8 +2371,11 @@ const wrong: Wrong[] = [
     ["-q=false"],
     ["-q9"],
     ["-q", "true"],
+    ["-qp9000"],
+    ["-qh1"],
+    ["--q=no"],
   ),
-  ...takesNoValue("--help", ["--help=no"], ["-h=1"], ["-qh1"]),
+  ...takesNoValue("--help", ["--help=no"], ["-h=1"], ["-h1"]),
 ];
 
 const wrongFor = {
@@ -2653,6 +2673,19 @@ for (const [script, startTalk] of Object.entries(talks)) {
     );
   });
 
+  test(`${script} --talk: where lines can't be written, it ends with 1`, async () => {
+    using talk = startTalk({ reads: ["one\n"] }, {
+      input: [],
+      stdout: (bytes) =>
+        new TextDecoder().decode(bytes).includes(": one")
+          ? fail(new Deno.errors.BrokenPipe("nobody reads"))
+          : bytes.length,
+    });
+    const { code, err } = await talk.result();
+    assertEquals([code, err], [1, ["error: cannot print: nobody reads"]]);
+    assertEquals(talk.peer.log.at(-1), "close");
+  });
+
   test(`${script} --talk: neither has to wait for its turn`, async () => {
     using talk = startTalk({}, { input: ["mine\n"] });
     talk.peer.gets("first\n");
@@ -2821,6 +2854,24 @@ test("server.ts --talk: the first signal half-closes, and waits for the client's
     "[::1]:7 ended",
     "Served 1 client",
   ]]);
+});
+
+test("server.ts --talk: a second signal waits for no reader", async () => {
+  const reader = Promise.withResolvers<void>();
+  using talk = talks["server.ts"]({ reads: ["one\n"] }, {
+    input: [],
+    stdout: (bytes) => {
+      if (!new TextDecoder().decode(bytes).includes(": one")) {
+        return bytes.length;
+      }
+      reader.resolve();
+      return never();
+    },
+  });
+  await reader.promise;
+  talk.handlers.get("SIGINT")!();
+  talk.handlers.get("SIGINT")!();
+  assertEquals((await talk.result()).code, 130);
 });
 
 test("server.ts --talk: a signal while it sends half-closes after that", async () => {
