@@ -760,18 +760,18 @@ async function run(flags: Flags, out: LineWriter): Promise<number> {
   await server.finished;
   over = true;
   print(`Served ${count(served)}`, !(isTalk && quiet));
-  // Lines that nobody takes must not keep the server from its end.
-  await untilIdle(
-    1000,
-    () => stop.signal.aborted ? undefined : out.progress,
-    Infinity,
-  );
-  if (stop.signal.aborted) {
-    await untilIdle(20, () => out.progress, 50); // those that are taken at once
-    return 130;
-  }
+  await flush(out, stop.signal);
+  if (stop.signal.aborted) return 130;
   if (isTalk && printed(out) !== 0) return 1;
   return isOnce && served === 0 ? 1 : code;
+}
+
+/** Waits until the lines are out. None that nobody takes delays the end. */
+async function flush(out: LineWriter, stop: AbortSignal): Promise<void> {
+  const progress = () => stop.aborted ? undefined : out.progress;
+  await untilIdle(1000, progress, Infinity);
+  // After a second signal, only those that are taken at once.
+  if (stop.aborted) await untilIdle(20, () => out.progress, 50);
 }
 
 /** What makes the exchange a talk, in which a message ends with its line. */
