@@ -25,8 +25,8 @@
 import { parseArgs } from "jsr:@std/cli@^1.0.32/parse-args";
 
 /**
- * The exchange with the server, when it listens (1) and the client has
- * connected (2). Resolves to the greeting.
+ * The exchange with the server, steps 3 to 6. Before it, the server listens (1)
+ * and `connect` connects (2). Resolves to the greeting.
  */
 async function converse(
   connection: Deno.TcpConn,

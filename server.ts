@@ -29,8 +29,8 @@
 import { parseArgs } from "jsr:@std/cli@^1.0.32/parse-args";
 
 /**
- * The exchange with one client, when the server listens (1) and has accepted
- * the client (2). Resolves to the reply.
+ * The exchange with one client, steps 3 to 6. Before it, `serve` listens (1) and
+ * `acceptAll` accepts the client (2). Resolves to the reply.
  */
 async function handle(
   client: Client,
@@ -240,7 +240,7 @@ export interface Server extends AsyncDisposable {
  * @param options Where to listen, what to send, the limits, and what to call.
  * @returns The running server.
  * @throws {RangeError} If a number is out of its range.
- * @throws {TypeError} If a text is empty, or no text.
+ * @throws {TypeError} If a text is no text, or the hostname is empty.
  * @throws {Error} What `Deno.listen` throws, such as `Deno.errors.AddrInUse`,
  * and the reason of a `signal` that is aborted already.
  */
