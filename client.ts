@@ -108,7 +108,7 @@ export interface ExchangeOptions {
  * @param options Where to connect, what to reply, and the limits.
  * @returns The greeting as it came, bytes that are not UTF-8 as U+FFFD.
  * @throws {RangeError} If a number is out of its range.
- * @throws {TypeError} If a text is empty, or no text.
+ * @throws {TypeError} If `hostname` or `reply` is empty, or not a string.
  * @throws {Deno.errors.TimedOut} If the time was up.
  * @throws {Deno.errors.UnexpectedEof} If the server closed without a greeting.
  * @throws {Deno.errors.InvalidData} If the greeting was too long.
@@ -122,18 +122,14 @@ export async function exchange(options: ExchangeOptions = {}): Promise<string> {
 /** Connects, and does what is to be done while there is time. */
 async function withServer(
   options: ExchangeOptions,
-  converse: (
-    connection: Deno.TcpConn,
-    settings: Settings,
-    deadline: Deadline,
-  ) => Promise<string>,
+  use: typeof converse,
 ): Promise<string> {
   const settings = settingsOf(options);
   settings.signal?.throwIfAborted();
   await using deadline = new Deadline(settings);
   try {
     const connection = await connect(settings, deadline);
-    return await converse(connection, settings, deadline);
+    return await use(connection, settings, deadline);
   } catch (error) {
     // What ended the exchange is the deadline or the signal, if it was either,
     // and not the error of the call that was under way.
@@ -153,7 +149,7 @@ async function connect(
     deadline.start();
     try {
       const connection = await Deno.connect({ hostname, port, signal });
-      if (!isToItself(connection)) return deadline.closes(connection);
+      if (!isSelfConnect(connection)) return deadline.guard(connection);
       connection.close();
       throw new Deno.errors.ConnectionRefused("connected to itself");
     } catch (error) {
@@ -171,7 +167,7 @@ async function connect(
  * Where nothing listens on a port that Linux gives to clients, it may give a
  * client that very port, and so connect it to itself.
  */
-function isToItself({ localAddr, remoteAddr }: Deno.TcpConn): boolean {
+function isSelfConnect({ localAddr, remoteAddr }: Deno.TcpConn): boolean {
   return localAddr.port === remoteAddr.port &&
     localAddr.hostname === remoteAddr.hostname;
 }
@@ -222,7 +218,7 @@ class Deadline implements AsyncDisposable {
    * reject: without it, a server that falls silent would hold the client for
    * good.
    */
-  closes(connection: Deno.TcpConn): Deno.TcpConn {
+  guard(connection: Deno.TcpConn): Deno.TcpConn {
     // Not `close()`, which throws where the exchange has closed it already.
     this.signal.onabort = () => connection[Symbol.dispose]();
     if (this.signal.aborted) connection.close();
@@ -283,7 +279,7 @@ usage: deno run --allow-net client.ts [flags]
   DEFAULTS.wait / 1000
 })
   --talk             go on line by line from stdin (off)
-  --quiet, -q        print what comes from the server alone (off)
+  --quiet, -q        print only what comes from the server (off)
   --help, -h         show this help (off)
 
 example: deno run --allow-net client.ts --port 9000 --reply "Hello, server"`;
@@ -432,8 +428,8 @@ function explain(error: Error, server: string): string {
 /** The longest text, in bytes, that either command sends or takes. */
 const MAX_TEXT_BYTES = 64 * 1024;
 
-/** The longest text that a string can hold, in bytes that are ASCII. */
-const MAX_STRING_BYTES = 536_870_888;
+/** The longest string of V8, in characters: as many bytes may make as many. */
+const MAX_STRING_BYTES = 2 ** 29 - 24;
 
 const encoder = new TextEncoder();
 
@@ -638,7 +634,7 @@ async function untilIdle(
 function checkText(name: string, text: string, leastLength: 0 | 1): void {
   if (typeof text !== "string" || text.length < leastLength) {
     const demand = leastLength === 0 ? "" : " that is not empty";
-    throw new TypeError(`${name} must be a text${demand}`);
+    throw new TypeError(`${name} must be a string${demand}`);
   }
 }
 

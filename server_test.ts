@@ -763,15 +763,13 @@ test("serve: no client is accepted while 32 wait for their first bytes", async (
   const next = new MemoryConnection();
   const controller = new AbortController();
   const { signal } = controller;
-  const server = startInMemory([...waiting, next], { signal });
+  await using server = startInMemory([...waiting, next], { signal });
+  using _end = { [Symbol.dispose]: () => controller.abort() };
   for (const _ of waiting) await server.connected.next();
-  // A turn of the event loop, in which the next one could have been accepted.
-  await new Promise((resolve) => setTimeout(resolve));
+  await turn(); // in which the next one could have been accepted
   assertEquals(server.listener.accepted, 32);
   go.resolve(encode(GREETING).length);
   await server.connected.next();
-  controller.abort();
-  await server.finished;
 });
 
 socketTest(
@@ -850,10 +848,15 @@ test("serve: after a minute without a shortage, a new one is reported", async ()
   const now = performance.now.bind(performance);
   using _ = replace(performance, "now", () => now() + minute);
   const peer = new MemoryConnection({ reads: ["hello", null] });
-  await using server = startInMemory([shortage("one"), peer, shortage("two")], {
+  const shortages = ["one", "within the minute"].map(shortage);
+  const accepts = [...shortages, peer, shortage("two")];
+  await using server = startInMemory(accepts, {
     maxClients: 1,
-    onAcceptError: errors.push,
-    onOutcome: () => void (minute = 61_000),
+    onAcceptError: (error) => {
+      errors.push(error);
+      minute += 59_000;
+    },
+    onOutcome: () => void (minute += 61_000),
   });
   assertEquals((await errors.next()).message, "one");
   assertEquals((await errors.next()).message, "two");
@@ -1506,9 +1509,18 @@ for (const [stage, at] of Object.entries(stages)) {
     const reason = new Error("enough");
     const controller = new AbortController();
     const { connect, options } = at(() => controller.abort(reason));
-    using _ = connecting(async (options) => await connect(options));
+    const connections: Deno.TcpConn[] = [];
+    using _ = connecting(async (options) => {
+      const connection = await connect(options);
+      connections.push(connection);
+      return connection;
+    });
     const result = exchange({ ...options, signal: controller.signal });
     assertEquals(await result.catch((error) => error), reason);
+    // It is closed, so another close is one too many.
+    for (const connection of connections) {
+      assertThrows(() => connection.close(), Deno.errors.BadResource);
+    }
   });
 }
 
@@ -1774,8 +1786,7 @@ test("server.ts: --max-clients bounds how many are served at once", async () => 
   const { out, line, handlers, result } = run(serverMain, "--max-clients=1");
   await line(/^Listening/);
   await line(/ connected$/);
-  // A turn of the event loop, in which the second could have been accepted.
-  await new Promise((resolve) => setTimeout(resolve));
+  await turn(); // in which the second could have been accepted
   assertEquals(listener.accepted, 1);
   go.resolve(encode(GREETING).length);
   await line(/ replied: one$/);
@@ -1947,6 +1958,27 @@ test("server.ts: at its end it waits for a reader who is slow", async () => {
     "Listening on [::1]:8",
     "Stopping: 0 clients to finish",
     "Served 0 clients",
+  ]]);
+});
+
+test("server.ts: after a second signal, lines that are taken at once still come", async () => {
+  const silent = new MemoryConnection();
+  using _ = listening(() => new MemoryListener([silent]));
+  const { line, handlers, result } = runWith({
+    stdout: async (bytes) => {
+      await turn();
+      return bytes.length;
+    },
+  }, serverMain);
+  await line(/^Listening/);
+  await line(/ connected$/);
+  handlers.get("SIGINT")!();
+  handlers.get("SIGINT")!();
+  const { code, out } = await result();
+  assertEquals([code, out.slice(2)], [130, [
+    "Stopping: 1 client to finish",
+    "[::1]:7 cut off",
+    "Served 1 client",
   ]]);
 });
 
