@@ -38,22 +38,27 @@ async function handle(
   firstWrites: FirstWrites,
 ): Promise<string> {
   const { connection } = client;
-  using _ = connection; // 6. Close: at the end of this block, on every path.
   try {
-    await greet(connection, greeting, firstWrites); // 3. Greet.
-    // 4. Half-close. A close would shut the reply out, and without either the
-    // client could not tell where the greeting ends.
-    if (handler === undefined) await connection.closeWrite();
-  } catch (error) {
-    // A reset is reported once, to the first call that meets it.
-    const isReset = error instanceof Deno.errors.ConnectionReset;
-    if (isReset || isClose(error)) throw error;
-    // Any other client may have replied and gone before it was greeted. Its
-    // reply is still there to be read.
+    try {
+      await greet(connection, greeting, firstWrites); // 3. Greet.
+      // 4. Half-close. A close would shut the reply out, and without either the
+      // client could not tell where the greeting ends.
+      if (handler === undefined) await connection.closeWrite();
+    } catch (error) {
+      // A reset is reported once, to the first call that meets it.
+      const isReset = error instanceof Deno.errors.ConnectionReset;
+      if (isReset || isClose(error)) throw error;
+      // Any other client may have replied and gone before it was greeted. Its
+      // reply is still there to be read.
+    }
+    // 5. Read the reply to its end, or do what another handler does instead.
+    if (handler !== undefined) return await handler(connection);
+    return await receive(connection, maxReplyBytes, client);
+  } finally {
+    // 6. Close, on every path. `using` says the same, but costs a busy server 5 %
+    // more CPU. Not `close()`, which throws where it is closed already.
+    connection[Symbol.dispose]();
   }
-  // 5. Read the reply to its end, or do what another handler does instead.
-  if (handler !== undefined) return await handler(connection);
-  return await receive(connection, maxReplyBytes, client);
 }
 
 async function greet(
@@ -539,8 +544,7 @@ class Deadlines {
     let client = this.#clients.first;
     for (; client !== undefined && client.due <= until; client = client.next) {
       client.closedAs ??= outcome;
-      // Makes the pending read or write reject, which ends the exchange. Not
-      // `close()`, which throws where a handler has closed it already.
+      // Makes the pending read or write reject, which ends the exchange.
       client.connection[Symbol.dispose]();
     }
     clearTimeout(this.#timer);
@@ -724,14 +728,12 @@ async function run(flags: Flags, out: LineWriter): Promise<number> {
   let server: Server;
   const stop = new AbortController();
   const hangUp = new AbortController();
-  const print = (line: string, isShown: boolean) => {
-    if (isShown) out.write(line);
-  };
+  const isBare = isTalk && quiet; // after `Listening`, the client's lines alone
   // From before the server listens, or a signal that comes right after the line
   // that says so would end the program, until the lines are out.
   using _ = onStopSignal(() => {
     if (++signals > 1 || over) return stop.abort();
-    print(`Stopping: ${count(active)} to finish`, !(isTalk && quiet));
+    if (!isBare) out.write(`Stopping: ${count(active)} to finish`);
     hangUp.abort();
     server.shutdown();
   });
@@ -740,19 +742,19 @@ async function run(flags: Flags, out: LineWriter): Promise<number> {
       ...options,
       ...isTalk ? talkOptions(flags, hangUp, stop.signal, out) : {},
       signal: stop.signal,
-      onListen: (address) => print(`Listening on ${format(address)}`, true),
+      onListen: (address) => void out.write(`Listening on ${format(address)}`),
       onConnect: (client) => {
         served++;
         active++;
-        print(`${format(client)} connected`, !quiet);
+        if (!quiet) out.write(`${format(client)} connected`);
         return isOnce ? server.shutdown() : undefined;
       },
       onOutcome: ({ client, outcome, reply }) => {
         active--;
         const isGood = outcome === "replied" || outcome === "left";
         if (isOnce && !isGood) code = 1;
-        const line = `${OUTCOMES[outcome]}${printable(reply)}`;
-        print(`${format(client)} ${line}`, !quiet && !(isTalk && isGood));
+        if (quiet || isTalk && isGood) return; // a talk has said that it ended
+        out.write(`${format(client)} ${OUTCOMES[outcome]}${printable(reply)}`);
       },
       onAcceptError: ({ message }) =>
         fail(`no client can be accepted for now, still trying: ${message}`),
@@ -763,7 +765,7 @@ async function run(flags: Flags, out: LineWriter): Promise<number> {
   }
   await server.finished;
   over = true;
-  print(`Served ${count(served)}`, !(isTalk && quiet));
+  if (!isBare) out.write(`Served ${count(served)}`);
   await flush(out, stop.signal);
   if (stop.signal.aborted) return 130;
   if (isTalk && printed(out) !== 0) return 1;
