@@ -674,7 +674,7 @@ usage: deno run --allow-net server.ts [flags]
   --host HOST        the address to listen on (${DEFAULTS.hostname})
   --port, -p PORT    the port to listen on; 0 picks a free one (${DEFAULTS.port})
   --greeting TEXT    what each client is sent (${DEFAULTS.greeting})
-  --timeout SECONDS  from a client's arrival to the end of its reply (${
+  --timeout SECONDS  from accepting a client to the end of its reply (${
   DEFAULTS.timeout / 1000
 })
   --max-clients N    clients served at once; further ones wait (${DEFAULTS.maxClients})
