@@ -408,7 +408,8 @@ function explain(error: Error, server: string): string {
   if (
     error instanceof Deno.errors.ConnectionReset ||
     error instanceof Deno.errors.ConnectionAborted ||
-    error instanceof Deno.errors.BrokenPipe
+    error instanceof Deno.errors.BrokenPipe ||
+    error instanceof Deno.errors.NotConnected
   ) return `${server} reset the connection`;
   if (error instanceof Deno.errors.UnexpectedEof) {
     return `${server} closed without a greeting`;
@@ -575,9 +576,9 @@ class LineReader {
     let start = 0;
     let end = bytes.indexOf(LINE_END, begun);
     for (; end >= 0; end = bytes.indexOf(LINE_END, start)) {
-      const isCarried = end > start && bytes[end - 1] === CARRIAGE_RETURN;
+      const hasReturn = end > start && bytes[end - 1] === CARRIAGE_RETURN;
       lines.push(
-        decoder.decode(bytes.subarray(start, isCarried ? end - 1 : end)),
+        decoder.decode(bytes.subarray(start, hasReturn ? end - 1 : end)),
       );
       start = end + 1;
     }
@@ -607,8 +608,8 @@ function isWithinCharacter(byte: number): boolean {
 }
 
 /**
- * Resolves after so many milliseconds without progress, when progress is
- * undefined, or after a second. A process may stand still (Ctrl-Z, a paused
+ * Resolves after so many milliseconds without progress, or after `atMost` in
+ * all, or when progress is undefined. A process may stand still (Ctrl-Z, a paused
  * container), and its timers then run before its pending reads: so it is turns
  * of the event loop that count, of which it loses one.
  */

@@ -354,8 +354,7 @@ async function acceptAll(
     try {
       connection = await listener.accept(); // 2. Accept.
     } catch (error) {
-      // Closing the listener makes a pending accept reject.
-      if (!clients.accepting) return;
+      // Closing the listener makes a pending accept reject, too: the loop ends.
       if (isShortage(error)) {
         // It is reported once a minute. To try again at once would spin: room
         // is made by a client that leaves, or elsewhere as time passes.
@@ -511,7 +510,7 @@ class ClientList {
     let reads: number | undefined;
     let client = this.first;
     for (; client !== undefined && client.due <= now; client = client.next) {
-      if (client.closedAs === undefined) reads = (reads ?? 0) + client.reads;
+      reads = (reads ?? 0) + client.reads;
     }
     return reads;
   }
@@ -729,6 +728,9 @@ async function run(flags: Flags, out: LineWriter): Promise<number> {
   const stop = new AbortController();
   const hangUp = new AbortController();
   const isBare = isTalk && quiet; // after `Listening`, the client's lines alone
+  // Neither a line nor a shutdown is awaited where it is asked for: the reader of
+  // the lines must not hold up a client, and the end is awaited below.
+  //
   // From before the server listens, or a signal that comes right after the line
   // that says so would end the program, until the lines are out.
   using _ = onStopSignal(() => {
@@ -1032,9 +1034,9 @@ class LineReader {
     let start = 0;
     let end = bytes.indexOf(LINE_END, begun);
     for (; end >= 0; end = bytes.indexOf(LINE_END, start)) {
-      const isCarried = end > start && bytes[end - 1] === CARRIAGE_RETURN;
+      const hasReturn = end > start && bytes[end - 1] === CARRIAGE_RETURN;
       lines.push(
-        decoder.decode(bytes.subarray(start, isCarried ? end - 1 : end)),
+        decoder.decode(bytes.subarray(start, hasReturn ? end - 1 : end)),
       );
       start = end + 1;
     }
@@ -1064,8 +1066,8 @@ function isWithinCharacter(byte: number): boolean {
 }
 
 /**
- * Resolves after so many milliseconds without progress, when progress is
- * undefined, or after a second. A process may stand still (Ctrl-Z, a paused
+ * Resolves after so many milliseconds without progress, or after `atMost` in
+ * all, or when progress is undefined. A process may stand still (Ctrl-Z, a paused
  * container), and its timers then run before its pending reads: so it is turns
  * of the event loop that count, of which it loses one.
  */

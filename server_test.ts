@@ -1429,6 +1429,13 @@ test("exchange: a connection to itself is closed and counts as refused", async (
   await assertRejects(() => exchange(), Deno.errors.ConnectionRefused);
 });
 
+test("exchange: another host's same port is no connection to itself", async () => {
+  const peer = new MemoryConnection({ reads: ["hello", null] });
+  peer.localAddr = { ...peer.remoteAddr, hostname: "::2" };
+  using _ = connectTo(peer);
+  assertEquals(await exchange(), "hello");
+});
+
 // exchange: callbacks and the end
 
 test("exchange: it awaits its callbacks, and rejects with their errors", async () => {
@@ -2114,6 +2121,7 @@ for (
       Deno.errors.BrokenPipe,
       Deno.errors.ConnectionAborted,
       Deno.errors.ConnectionReset,
+      Deno.errors.NotConnected,
     ].map((type) => ({
       what: type.name,
       error: new type(""),
@@ -3092,6 +3100,24 @@ test("client.ts --talk: a greeting's line of 64 KiB is taken", async () => {
   using _ = connectTo(new MemoryConnection({ reads }));
   const { code, out } = await run(clientMain, "--talk").result();
   assertEquals([code, out[1]], [0, `Greeting: ${greeting}`]);
+});
+
+test("client.ts --talk: what came with a long greeting is not dropped", async () => {
+  const peer = new MemoryConnection({
+    reads: ["\x01".repeat(57_000), "\n".repeat(8192), null],
+  });
+  const hostname = "2001:db8:1111:2222:3333:4444:5555:6666";
+  peer.remoteAddr = { transport: "tcp", hostname, port: 50_000 };
+  using _ = connectTo(peer);
+  const reader = async (bytes: Uint8Array) => {
+    await turn(); // slower than the lines come
+    return bytes.length;
+  };
+  const args = ["--talk", `--reply=${"\x01".repeat(LIMIT)}`];
+  const { out } = await runWith({ stdout: reader }, clientMain, ...args)
+    .result();
+  const lines = out.filter((line) => line === `[${hostname}]:50000: `);
+  assertEquals(lines.length, 8191);
 });
 
 socketTest(
