@@ -1,24 +1,29 @@
 #!/usr/bin/env -S deno run --allow-net
 /**
- * A TCP server: it waits for clients, sends each one a greeting, closes its own
- * half of the connection, reads the client's reply to its end, and closes.
+ * A TCP server: it sends each client a greeting, reads the client's reply, and
+ * closes. Where its steps stand:
  *
- * As a command:
+ * - 1 listen, 2 accept, and 6 close: {@linkcode serve}, in the class `TcpServer`
+ * - 3 greet, 4 half-close, 5 read the reply: {@linkcode greet}
  *
- * ```sh
- * deno run --allow-net server.ts
- * ```
+ * As a command: `deno run --allow-net server.ts`.
  *
- * As a library:
+ * As a library, with a protocol of your own in place of steps 3 to 5. This server
+ * sends each line back:
  *
  * ```ts
- * import { serve } from "./server.ts";
+ * import { readLines, sendAll, serve } from "./server.ts";
  *
- * await using server = serve({
- *   port: 0,
- *   onOutcome: ({ outcome, reply }) => console.log(outcome, reply),
+ * const server = serve({
+ *   port: 9000,
+ *   handler: async (connection, renew) => {
+ *     for await (const line of readLines(connection)) {
+ *       await sendAll(connection, `${line}\n`);
+ *       renew(); // The next line has its own ten seconds.
+ *     }
+ *   },
  * });
- * console.log(server.addr.port);
+ * console.log(`Listening on port ${server.addr.port}`);
  * ```
  *
  * @module
@@ -29,272 +34,92 @@
 import { parseArgs } from "jsr:@std/cli@^1.0.32/parse-args";
 
 /**
- * The exchange with one client, steps 3 to 6. Before it, `serve` listens (1) and
- * `acceptAll` accepts the client (2). Resolves to the reply.
- */
-async function handle(
-  client: Client,
-  { greeting, handler, maxReplyBytes }: Settings,
-  firstWrites: FirstWrites,
-): Promise<string> {
-  const { connection } = client;
-  try {
-    try {
-      await greet(connection, greeting, firstWrites); // 3. Greet.
-      // 4. Half-close. A close would shut the reply out, and without either the
-      // client could not tell where the greeting ends.
-      if (handler === undefined) await connection.closeWrite();
-    } catch (error) {
-      // A reset is reported once, to the first call that meets it.
-      const isReset = error instanceof Deno.errors.ConnectionReset;
-      if (isReset || isClose(error)) throw error;
-      // Any other client may have replied and gone before it was greeted. Its
-      // reply is still there to be read.
-    }
-    // 5. Read the reply to its end, or do what another handler does instead.
-    if (handler !== undefined) return await handler(connection);
-    return await receive(connection, maxReplyBytes, client);
-  } finally {
-    // 6. Close, on every path. `using` says the same, but costs a busy server 5 %
-    // more CPU. Not `close()`, which throws where it is closed already.
-    connection[Symbol.dispose]();
-  }
-}
-
-async function greet(
-  connection: Deno.TcpConn,
-  greeting: Uint8Array<ArrayBuffer>,
-  firstWrites: FirstWrites,
-): Promise<void> {
-  if (greeting.length === 0) return;
-  let sent: number;
-  // Only the first write counts: a client that then reads slowly must not keep
-  // one of the few places.
-  firstWrites.begin();
-  try {
-    sent = await connection.write(greeting);
-  } finally {
-    firstWrites.end();
-  }
-  // A write may take only a part of what it is given.
-  if (sent < greeting.length) await send(connection, greeting.subarray(sent));
-}
-
-/**
- * How an exchange with a client ended:
+ * The exchange with one client, steps 3 to 5, on any connection.
  *
- * - `"replied"`: the reply was read to its end;
- * - `"left"`: the client ended without a byte of a reply;
- * - `"timed-out"`: the reply had not ended when the time was up;
- * - `"aborted"`: the reply had not ended when the server was aborted;
- * - `"reset"`: the connection broke before the reply had ended;
- * - `"too-long"`: the reply was longer than `maxReplyBytes`. None of it is
- *   kept;
- * - `"failed"`: the option `handler` threw an error that is not one of the
- *   connection.
+ * @returns The reply, `""` if the client left without one.
+ * @throws {Deno.errors.InvalidData} If the reply is longer than 65,536 bytes.
+ * @throws {Error} What else ended the connection before the reply had ended,
+ * such as `Deno.errors.ConnectionReset`.
  */
-export type Outcome =
-  | "replied"
-  | "left"
-  | "timed-out"
-  | "aborted"
-  | "reset"
-  | "too-long"
-  | "failed";
-
-/** An exchange that is over. */
-export interface Exchange {
-  /** The client's address. */
-  client: Deno.NetAddr;
-  /** How it ended. */
-  outcome: Outcome;
-  /**
-   * The reply as it came, with U+FFFD for bytes that are not UTF-8, or what the
-   * option `handler` resolved to. Empty unless the outcome is `"replied"`.
-   */
-  reply: string;
+export async function greet(
+  connection: Deno.TcpConn,
+  greeting: string,
+): Promise<string> {
+  try {
+    await sendAll(connection, greeting); // 3. Greet.
+    // 4. Half-close. A close would shut the reply out, and without either the
+    // client could not tell where the greeting ends.
+    await connection.closeWrite();
+  } catch (error) {
+    // A client may have replied and gone before it was greeted. Its reply is
+    // whole, and still there to be read. Any other error breaks the reply off.
+    const { BrokenPipe, NotConnected } = Deno.errors;
+    const isGone = error instanceof BrokenPipe || error instanceof NotConnected;
+    if (!isGone) throw error;
+  }
+  return await receiveAll(connection); // 5. Read the reply to its end.
 }
 
-/**
- * Options of {@linkcode serve}. An error in a callback, thrown or rejected
- * with, goes to stderr, and the server goes on. `finished` waits for the
- * promises that callbacks return, so neither a callback nor the `handler` may
- * await `finished` or `shutdown()`; a callback may return either as it is.
- */
+/** Options of {@linkcode serve}. */
 export interface ServeOptions {
   /**
-   * The address to listen on, or a name of it. Only this machine can reach the
-   * default.
+   * All that is done on a connection. The server closes it when the handler has
+   * settled, and earlier when its time is up or the server is aborted: reads and
+   * writes then reject. A handler may close it, too, by
+   * `connection[Symbol.dispose]()`.
    *
-   * @default {"127.0.0.1"}
+   * Read to the end, or half-close and read on, before you return: a close with
+   * unread input resets the connection, and can cost the client what was sent
+   * last. `connection.readable` closes the whole connection at its end; use
+   * `connection.read()`, {@linkcode receiveAll} or {@linkcode readLines}.
+   *
+   * `renew()` starts the time anew. So a connection may last, with a deadline
+   * for each message, for reads and writes alike.
+   *
+   * A handler that awaits something else goes on until that settles, and counts
+   * for `maxClients` and `finished` until then: it must await neither `finished`
+   * nor `shutdown()`.
    */
-  hostname?: string;
+  handler: (connection: Deno.TcpConn, renew: () => void) => unknown;
   /**
-   * The port to listen on; 0 picks a free one.
+   * Called with what a handler throws or rejects with, as it is, once the
+   * connection is closed. Where the server closed it first, a read or a write has
+   * rejected, with `Interrupted` for instance; if the handler lets that through,
+   * the error is the reason instead: a `DOMException` named `TimeoutError`, or
+   * that of `signal`. What `onError` throws or rejects with is shown on stderr. A
+   * promise that it returns is not waited for.
    *
-   * @default {8888}
+   * The default shows the error on stderr: in one line what can happen on any
+   * connection, with its stack any other.
    */
+  onError?: (error: unknown, client: Deno.NetAddr) => unknown;
+  /** Where to listen: 127.0.0.1 by default, which only this machine reaches. */
+  hostname?: string;
+  /** The port to listen on, 8888 by default; 0 picks a free one. */
   port?: number;
   /**
-   * What each client is sent, in UTF-8. Nothing is sent if it is empty.
-   *
-   * @default {"你好,客戶端,我是服務器"}
-   */
-  greeting?: string;
-  /**
-   * What follows the greeting on each connection. What it resolves to is the
-   * reply; an empty one makes the outcome `"left"`. The server closes the
-   * connection when the handler has settled, and earlier when the time is up or
-   * the server is aborted; reads and writes then reject.
-   *
-   * An error of the connection that the handler rejects with makes the outcome
-   * `"reset"`. Any other goes to stderr, and the outcome is `"failed"`.
-   *
-   * Until the handler has settled, the client counts for `maxClients` and
-   * `finished` stays pending, even if the connection is closed. Read with
-   * `connection.read()`: at its end, `connection.readable` closes the connection
-   * for writes, too.
-   *
-   * The default closes the writing half and reads the reply to its end.
-   *
-   * @example A server that tells the time
-   * ```ts
-   * import { serve } from "./server.ts";
-   *
-   * await using server = serve({
-   *   port: 0,
-   *   greeting: "",
-   *   handler: async (connection) => {
-   *     const time = new Date().toISOString();
-   *     await connection.write(new TextEncoder().encode(`${time}\n`));
-   *     return time;
-   *   },
-   * });
-   * ```
-   */
-  handler?: (connection: Deno.TcpConn) => Promise<string>;
-  /**
-   * Milliseconds from a client's being accepted to the end of its reply, above 0
-   * and at most 2147483647; or `Infinity`, for no deadline. What a client waits
-   * in the kernel's queue before that does not count.
-   *
-   * @default {10000}
+   * Milliseconds that a handler has, from a client's being accepted or the last
+   * `renew()`: 10,000 by default, above 0 and below 2 ** 31, or `Infinity`. The
+   * connection is closed 50 to 100 ms later.
    */
   timeout?: number;
-  /**
-   * Clients served at once, from 1. Further ones wait in the kernel's queue.
-   *
-   * @default {1024}
-   */
+  /** Clients served at once, 1024 by default. Others wait in the kernel's queue. */
   maxClients?: number;
-  /**
-   * The longest reply that is taken, in bytes, from 1 to 536870888. A `handler`
-   * has limits of its own.
-   *
-   * @default {65536}
-   */
-  maxReplyBytes?: number;
-  /**
-   * Aborting it closes the listener and all connections at once. Exchanges under
-   * way end as `"aborted"`.
-   */
+  /** Aborting it closes the listener and all connections at once. */
   signal?: AbortSignal;
-  /** Called once, before `serve` returns, with the server's address. */
-  onListen?: (address: Deno.NetAddr) => void | Promise<void>;
-  /** Called with the address of each client that is accepted. */
-  onConnect?: (client: Deno.NetAddr) => void | Promise<void>;
-  /** Called once for each accepted client, after its connection is closed. */
-  onOutcome?: (exchange: Exchange) => void | Promise<void>;
-  /**
-   * Called when no client can be accepted for want of file descriptors or memory.
-   * The server keeps trying. Not called again until a minute has passed without
-   * such an error.
-   */
-  onAcceptError?: (error: Error) => void | Promise<void>;
 }
 
 /** A running server. `await using` shuts it down at the end of the block. */
 export interface Server extends AsyncDisposable {
   /** The address that the server listens on. */
   readonly addr: Deno.NetAddr;
-  /**
-   * Resolves when the server has ended, all its connections are closed and all
-   * callbacks have settled. Never rejects.
-   */
+  /** Resolves after a shutdown or abort, when all handlers have settled. */
   readonly finished: Promise<void>;
   /**
-   * Takes no new clients and lets the exchanges under way finish. Resolves when
-   * `finished` does.
+   * Accepts no more, lets the handlers finish, and resolves with `finished`.
+   * Clients that still wait in the kernel's queue are reset.
    */
   shutdown(): Promise<void>;
-}
-
-/**
- * Starts a server and returns at once.
- *
- * @example Serve one client
- * ```ts
- * import { serve } from "./server.ts";
- *
- * const server = serve({
- *   port: 9000,
- *   greeting: "Hello, client",
- *   onConnect: () => server.shutdown(),
- *   onOutcome: ({ client, reply }) => console.log(client.port, reply),
- * });
- * await server.finished;
- * ```
- *
- * @param options Where to listen, what to send, the limits, and what to call.
- * @returns The running server.
- * @throws {RangeError} If a number is out of its range.
- * @throws {TypeError} If `hostname` or `greeting` is not a string, or `hostname`
- * is empty.
- * @throws {Error} What `Deno.listen` throws, such as `Deno.errors.AddrInUse`,
- * and the reason of a `signal` that is aborted already.
- */
-export function serve(options: ServeOptions = {}): Server {
-  const settings = settingsOf(options);
-  const { hostname, port, signal, onListen } = settings;
-  signal?.throwIfAborted();
-
-  // 1. Listen. The kernel keeps clients in the backlog until they are accepted.
-  // Deno's default of 511 overflows in a burst, which costs each client that
-  // did not fit a second.
-  const listener = Deno.listen({ hostname, port, tcpBacklog: 4096 });
-  const change = new Change();
-  const callbacks = new Callbacks(change, () => finished);
-  const clients = new Clients(settings, callbacks, change);
-
-  async function run(): Promise<void> {
-    await acceptAll(listener, clients, change, (error) => {
-      callbacks.notify(settings.onAcceptError, error);
-    });
-    await clients.allGone();
-    signal?.removeEventListener("abort", abort);
-  }
-  function shutdown(): Promise<void> {
-    clients.accepting = false;
-    // Makes a pending accept reject. A loop that waits for room instead needs no
-    // waking: the client that makes room wakes it. Not `close()`, which may be
-    // called only once.
-    listener[Symbol.dispose]();
-    return finished;
-  }
-  function abort(): void {
-    shutdown();
-    clients.abort();
-  }
-
-  signal?.addEventListener("abort", abort);
-  const finished = run();
-  callbacks.notify(onListen, listener.addr);
-  return {
-    addr: listener.addr,
-    finished,
-    shutdown,
-    [Symbol.asyncDispose]: shutdown,
-  };
 }
 
 const DEFAULTS = {
@@ -305,363 +130,205 @@ const DEFAULTS = {
   maxClients: 1024,
 };
 
-/** The options, checked, with the default for each that is left out. */
-function settingsOf(options: ServeOptions) {
-  const {
-    hostname = DEFAULTS.hostname,
-    port = DEFAULTS.port,
-    greeting = DEFAULTS.greeting,
-    timeout = DEFAULTS.timeout,
-    maxClients = DEFAULTS.maxClients,
-    maxReplyBytes = MAX_TEXT_BYTES,
-    ...others
-  } = options;
-  checkText("hostname", hostname, 1);
-  checkWhole("port", port, 0, 65_535);
-  checkText("greeting", greeting, 0);
-  if (timeout !== Infinity) checkTime("timeout", timeout, "above 0");
-  checkWhole("maxClients", maxClients, 1);
-  checkWhole("maxReplyBytes", maxReplyBytes, 1, MAX_STRING_BYTES);
-  return {
-    hostname,
-    port,
-    greeting: encoder.encode(greeting),
-    timeout,
-    maxClients,
-    maxReplyBytes,
-    ...others,
-  };
-}
-
-type Settings = ReturnType<typeof settingsOf>;
-
-/** Accepts clients, one after the other, until the server is stopped. */
-async function acceptAll(
-  listener: Deno.TcpListener,
-  clients: Clients,
-  change: Change,
-  onShortage: (error: Error) => void,
-): Promise<void> {
-  let lastShortage = -Infinity;
-  let lost = 0;
-  while (clients.accepting) {
-    // No room: further clients wait in the kernel's queue. None is refused.
-    if (clients.full) {
-      await change.next();
-      continue;
-    }
-    let connection: Deno.TcpConn;
-    try {
-      connection = await listener.accept(); // 2. Accept.
-    } catch (error) {
-      // Closing the listener makes a pending accept reject, too: the loop ends.
-      if (isShortage(error)) {
-        // It is reported once a minute. To try again at once would spin: room
-        // is made by a client that leaves, or elsewhere as time passes.
-        const now = performance.now();
-        if (now - lastShortage > 60_000) onShortage(error as Error);
-        lastShortage = now;
-        const pause = setTimeout(() => change.notify(), 100);
-        await change.next();
-        clearTimeout(pause);
-      } else if (++lost % 100 === 0) {
-        // Any other error concerns one client, which reset before it was
-        // accepted: go on at once. After a hundred in a row pause, in case the
-        // error will stay and the loop would spin.
-        await new Promise((resolve) => setTimeout(resolve, 1));
-      }
-      continue;
-    }
-    lost = 0;
-    // Not awaited, or one client would hold up the next. Never rejects.
-    if (clients.accepting) clients.serve(connection);
-    else connection.close(); // The server was stopped in the meantime.
-  }
-}
-
-/** Whether the system had nothing left to accept a client with. */
-function isShortage(error: unknown): boolean {
-  const { code } = error as { code?: string };
-  return code === "EMFILE" || code === "ENFILE" || code === "ENOBUFS" ||
-    code === "ENOMEM";
-}
-
-/** Serves clients, at most so many at once, and knows when all have gone. */
-class Clients {
-  accepting = true;
-  readonly #list = new ClientList();
-  readonly #settings: Settings;
-  readonly #callbacks: Callbacks;
-  readonly #change: Change;
-  readonly #deadlines: Deadlines;
-  readonly #firstWrites: FirstWrites;
-
-  constructor(settings: Settings, callbacks: Callbacks, change: Change) {
-    this.#settings = settings;
-    this.#callbacks = callbacks;
-    this.#change = change;
-    this.#deadlines = new Deadlines(settings.timeout, this.#list);
-    this.#firstWrites = new FirstWrites(change);
-  }
-
-  get full(): boolean {
-    return this.#list.size >= this.#settings.maxClients ||
-      this.#firstWrites.full;
-  }
-
-  /** Serves a client, from its acceptance to its outcome. Never rejects. */
-  async serve(connection: Deno.TcpConn): Promise<void> {
-    const { onConnect, onOutcome, handler } = this.#settings;
-    const address = connection.remoteAddr;
-    const client = this.#deadlines.add(connection);
-    this.#callbacks.notify(onConnect, address);
-    let outcome: Outcome;
-    let reply = "";
-    try {
-      reply = await handle(client, this.#settings, this.#firstWrites);
-      outcome = reply === "" ? "left" : "replied";
-    } catch (error) {
-      outcome = outcomeOf(error, handler);
-      if (outcome === "failed") report(error);
-    }
-    // If the server has closed the connection, that is the outcome, whatever
-    // the handler made of it.
-    if (client.closedAs !== undefined) [outcome, reply] = [client.closedAs, ""];
-    this.#list.delete(client);
-    this.#callbacks.notify(onOutcome, { client: address, outcome, reply });
-    this.#change.notify();
-  }
-
-  abort(): void {
-    this.#deadlines.close(Infinity, "aborted");
-  }
-
-  async allGone(): Promise<void> {
-    while (this.#list.size > 0 || this.#callbacks.pending > 0) {
-      await this.#change.next();
-    }
-    await this.#deadlines.stop();
-  }
-}
-
 /**
- * Wakes the one that waits when a client, a first write or a callback is done.
- * Only one may wait at a time: here the accept loop, and after it the end.
+ * Starts a server, and returns at once.
+ *
+ * @throws {RangeError} If `timeout` or `maxClients` is out of its range.
+ * @throws {Error} What `Deno.listen` throws, such as `Deno.errors.AddrInUse`,
+ * and the reason of a `signal` that is aborted already.
  */
-class Change {
-  #resolve = () => {};
-
-  next(): Promise<void> {
-    return new Promise((resolve) => this.#resolve = resolve);
-  }
-
-  notify(): void {
-    this.#resolve();
-  }
+export function serve(options: ServeOptions): Server {
+  return new TcpServer(options);
 }
 
-/** A client being served, in a list in the order of arrival. */
+/** What the system reports where it has nothing left to accept a client with. */
+const SHORTAGES = ["EMFILE", "ENFILE", "ENOBUFS", "ENOMEM"];
+
+const NOTHING = new Uint8Array(0);
+
+/** A client whose time runs. */
 interface Client {
   readonly connection: Deno.TcpConn;
-  /** When its time is up. */
-  readonly due: number;
-  /** How often it was read from. */
-  reads: number;
-  /** The outcome, once the server has closed the connection. */
-  closedAs?: Outcome;
-  previous: Client | undefined;
-  next: Client | undefined;
+  /** When its time is up. `#renew` sets it anew. */
+  due: number;
+  /** Set by `#close`, which closes before the handler has settled. */
+  closed?: { reason: unknown };
 }
 
-/**
- * The clients being served, the first first. They are linked by hand: a Map or a
- * Set, to which each is added and taken from, costs 5 % more CPU per exchange.
- */
-class ClientList {
-  size = 0;
-  first: Client | undefined;
-  #last: Client | undefined;
-
-  add(connection: Deno.TcpConn, due: number): Client {
-    const previous = this.#last;
-    const client = { connection, due, reads: 0, previous, next: undefined };
-    if (previous === undefined) this.first = client;
-    else previous.next = client;
-    this.#last = client;
-    this.size++;
-    return client;
-  }
-
-  delete(client: Client): void {
-    const { previous, next } = client;
-    if (previous === undefined) this.first = next;
-    else previous.next = next;
-    if (next === undefined) this.#last = previous;
-    else next.previous = previous;
-    // Or a client that the garbage collector still takes for alive would keep
-    // all that came after it alive, too.
-    client.previous = client.next = undefined;
-    this.size--;
-  }
-
-  /** How often those overdue were read from, or undefined if there are none. */
-  overdueReads(): number | undefined {
-    const now = performance.now();
-    let reads: number | undefined;
-    let client = this.first;
-    for (; client !== undefined && client.due <= now; client = client.next) {
-      reads = (reads ?? 0) + client.reads;
-    }
-    return reads;
-  }
-}
-
-/**
- * The time that each client has left. As all have the same time, the first that
- * came is the first due, and one timer serves all.
- */
-class Deadlines {
+class TcpServer implements Server {
+  readonly addr: Deno.NetAddr;
+  readonly finished: Promise<void>;
+  readonly #options: ServeOptions;
   readonly #timeout: number;
-  readonly #clients: ClientList;
-  /** Set while a client is to be closed, or is being closed. */
-  #timer: ReturnType<typeof setTimeout> | undefined;
-  #closing: Promise<void> | undefined;
+  readonly #maxClients: number;
+  readonly #listener: Deno.TcpListener;
+  #isStopping = false; // set by `shutdown`, for good
+  #active = 0; // clients whose handlers have not settled; `#serve` counts them
+  #fresh = 0; // those of them that can't be written to yet; it counts these, too
+  #wake = () => {}; // ends the wait of `#untilFewer`; called where a count sinks
+  /** Those whose time runs: the first due first, as all have the same time. */
+  readonly #clients = new Set<Client>();
+  #timer?: ReturnType<typeof setTimeout>; // one for all; `#watch` sets it
 
-  constructor(timeout: number, clients: ClientList) {
-    this.#timeout = timeout;
-    this.#clients = clients;
+  constructor(options: ServeOptions) {
+    const { hostname = DEFAULTS.hostname, port = DEFAULTS.port } = options;
+    this.#options = options;
+    this.#timeout = options.timeout ?? DEFAULTS.timeout;
+    this.#maxClients = options.maxClients ?? DEFAULTS.maxClients;
+    checkTimeout(this.#timeout);
+    if (!(this.#maxClients >= 1)) {
+      throw new RangeError(`maxClients is below 1: ${this.#maxClients}`);
+    }
+    options.signal?.throwIfAborted();
+    // 1. Listen. The kernel keeps clients in the backlog until they are accepted.
+    // Deno's default of 511 overflows in a burst, which costs each client that
+    // did not fit a second.
+    this.#listener = Deno.listen({ hostname, port, tcpBacklog: 4096 });
+    this.addr = this.#listener.addr;
+    options.signal?.addEventListener("abort", this.#abort);
+    this.finished = this.#acceptAll();
   }
 
-  add(connection: Deno.TcpConn): Client {
+  async #acceptAll(): Promise<void> {
+    let lastReport = -Infinity;
+    while (!this.#isStopping) {
+      // No room: further clients wait in the kernel's queue. None is refused.
+      if (this.#active >= this.#maxClients || this.#fresh >= 32) {
+        await this.#untilFewer();
+        continue;
+      }
+      try {
+        const connection = await this.#listener.accept(); // 2. Accept.
+        // Not awaited, or one client would hold up the next. Never rejects.
+        if (!this.#isStopping) this.#serve(connection);
+        else connection.close(); // It came at the last moment.
+      } catch (error) {
+        // Most concern one client, which reset before it was accepted. `shutdown`
+        // brings one, too.
+        if (!isSystemError(error) || !SHORTAGES.includes(error.code)) continue;
+        const now = performance.now();
+        if (now - lastReport >= 60_000) {
+          lastReport = now;
+          const what = "no client can be accepted for now, still trying";
+          report(`error: ${what}: ${error.message}`);
+        }
+        // At once, it would fail again. Room is made as clients leave.
+        await new Promise((resolve) => setTimeout(resolve, 100));
+      }
+    }
+    while (this.#active > 0) await this.#untilFewer();
+    clearTimeout(this.#timer);
+    this.#options.signal?.removeEventListener("abort", this.#abort);
+  }
+
+  /** Waits until a count sinks. Only `#acceptAll` waits, so there is one to wake. */
+  #untilFewer(): Promise<void> {
+    return new Promise((resolve) => this.#wake = resolve);
+  }
+
+  /** Serves one client, from its acceptance to its close. Never rejects. */
+  async #serve(connection: Deno.TcpConn): Promise<void> {
+    const { handler, onError = showError } = this.#options;
     const due = performance.now() + this.#timeout;
-    if (this.#timer === undefined) this.#schedule(due, this.#timeout);
-    return this.#clients.add(connection, due);
-  }
-
-  /** Closes those due by then, and gives them the outcome. */
-  close(until: number, outcome: Outcome): void {
-    let client = this.#clients.first;
-    for (; client !== undefined && client.due <= until; client = client.next) {
-      client.closedAs ??= outcome;
-      // Makes the pending read or write reject, which ends the exchange.
-      client.connection[Symbol.dispose]();
-    }
-    clearTimeout(this.#timer);
-    this.#timer = undefined;
-    if (client === undefined) return;
-    this.#schedule(client.due, client.due - performance.now());
-  }
-
-  async stop(): Promise<void> {
-    clearTimeout(this.#timer);
-    await this.#closing;
-  }
-
-  #schedule(due: number, left: number): void {
-    if (due === Infinity) return; // A timer would take it for 0.
-    const timeIsUp = () => this.#closing = this.#closeOverdue(due);
-    this.#timer = setTimeout(timeIsUp, Math.max(left, 0));
-  }
-
-  async #closeOverdue(due: number): Promise<void> {
-    // The timer is late: the process stood still, or a callback kept it busy.
-    // Replies may have arrived meanwhile, and are read before the time is up.
-    if (performance.now() - due > 20) {
-      await untilIdle(50, () => this.#clients.overdueReads());
-    }
-    this.close(performance.now(), "timed-out");
-  }
-}
-
-/**
- * The limit on clients that wait for the first bytes of their greeting. Deno
- * starves the first write on a fresh connection while it accepts others:
- * without the limit, some of thousands of clients would wait for a second.
- */
-class FirstWrites {
-  readonly #change: Change;
-  #pending = 0;
-
-  constructor(change: Change) {
-    this.#change = change;
-  }
-
-  get full(): boolean {
-    return this.#pending >= 32;
-  }
-
-  begin(): void {
-    this.#pending++;
-  }
-
-  end(): void {
-    this.#pending--;
-    this.#change.notify();
-  }
-}
-
-/** Calls back, and counts the callbacks that are still at work. */
-class Callbacks {
-  readonly #change: Change;
-  readonly #finished: () => Promise<void>;
-  #pending = 0;
-
-  constructor(change: Change, finished: () => Promise<void>) {
-    this.#change = change;
-    this.#finished = finished;
-  }
-
-  get pending(): number {
-    return this.#pending;
-  }
-
-  /** What a callback throws or rejects with is shown, no more. */
-  notify<T>(
-    callback: ((event: T) => void | Promise<void>) | undefined,
-    event: T,
-  ): void {
+    const client: Client = { connection, due };
+    this.#clients.add(client);
+    if (this.#timer === undefined) this.#watch();
+    this.#active++;
+    this.#fresh++;
+    let isFresh = true;
     try {
-      const promise = callback?.(event);
-      // Most return nothing. And one that returns `finished` waits for the end,
-      // so the end can't wait for it.
-      if (promise === undefined || promise === this.#finished()) return;
-      this.#pending++;
-      Promise.resolve(promise).catch(report).then(() => {
-        this.#pending--;
-        this.#change.notify();
-      });
+      using _ = connection; // 6. Close, on every path.
+      // Deno learns only in a turn of its event loop that a fresh connection can
+      // be written to, and while it accepts others such turns are rare: of
+      // thousands of clients, some would wait for a second. This write of nothing
+      // ends with that turn.
+      await connection.write(NOTHING);
+      isFresh = false;
+      this.#fresh--;
+      this.#wake();
+      // 3 to 5. Unless an abort in this very turn has closed it.
+      if (!client.closed) await handler(connection, () => this.#renew(client));
     } catch (error) {
-      report(error);
+      // It can't be written to: it is gone as if it had never been accepted.
+      if (isFresh) this.#fresh--;
+      else {
+        const reason = client.closed ? client.closed.reason : error;
+        // Not awaited: it may return `finished`, which waits for this client.
+        Promise.try(onError, reason, connection.remoteAddr).catch(report);
+      }
     }
+    this.#clients.delete(client);
+    this.#active--;
+    this.#wake();
+  }
+
+  #renew(client: Client): void {
+    // Nothing, if it is closed or its handler has settled.
+    if (!this.#clients.delete(client)) return;
+    client.due = performance.now() + this.#timeout;
+    this.#clients.add(client);
+  }
+
+  /** Waits for the first to be due, and closes those that then are. */
+  #watch(): void {
+    this.#timer = undefined;
+    const [first] = this.#clients;
+    if (first === undefined || first.due === Infinity) return;
+    // Rounded up: a timer takes whole milliseconds, and would come too early.
+    const left = Math.max(0, Math.ceil(first.due - performance.now()));
+    this.#timer = setTimeout(() => {
+      const now = performance.now();
+      // A little later: after a standstill (Ctrl-Z, a paused container), timers
+      // run before the reads of what has long arrived.
+      this.#timer = setTimeout(() => {
+        this.#close(now, new DOMException("time is up", "TimeoutError"));
+        this.#watch();
+      }, 50);
+    }, left);
+  }
+
+  /** Closes those due by then. Their pending reads and writes reject. */
+  #close(until: number, reason: unknown): void {
+    for (const client of this.#clients) {
+      if (client.due > until) break;
+      client.closed = { reason };
+      this.#clients.delete(client);
+      client.connection[Symbol.dispose](); // not `close()`: it may be closed
+    }
+  }
+
+  // A field, so that it can be passed on as it is.
+  readonly shutdown = (): Promise<void> => {
+    this.#isStopping = true;
+    // Makes a pending accept reject. A loop that waits for room is woken by the
+    // client that makes it. Not `close()`: a second call must do nothing.
+    this.#listener[Symbol.dispose]();
+    return this.finished;
+  };
+
+  readonly #abort = (): void => {
+    this.shutdown();
+    this.#close(Infinity, this.#options.signal?.reason);
+  };
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.shutdown();
   }
 }
 
-/** What an error that ends an exchange makes of it. */
-function outcomeOf(error: unknown, handler: unknown): Outcome {
-  const {
-    ConnectionReset,
-    ConnectionAborted,
-    BrokenPipe,
-    NotConnected,
-    TimedOut,
-    InvalidData,
-  } = Deno.errors;
-  if (
-    error instanceof ConnectionReset ||
-    error instanceof ConnectionAborted ||
-    error instanceof BrokenPipe ||
-    error instanceof NotConnected ||
-    error instanceof TimedOut ||
-    isClose(error)
-  ) return "reset";
-  const isTooLong = handler === undefined && error instanceof InvalidData;
-  return isTooLong ? "too-long" : "failed";
+/** The default of `onError`. */
+function showError(error: unknown, client: Deno.NetAddr): void {
+  const { InvalidData, UnexpectedEof } = Deno.errors;
+  const isUsual = isSystemError(error) || error instanceof DOMException ||
+    error instanceof InvalidData || error instanceof UnexpectedEof;
+  const text = isUsual ? printable(`${error.name}: ${error.message}`) : error;
+  report(text, `${format(client)} `);
 }
 
-/** Whether a call rejected because this side has closed the connection. */
-function isClose(error: unknown): boolean {
-  return error instanceof Deno.errors.BadResource ||
-    error instanceof Deno.errors.Interrupted;
+/** Whether the system reported it, by a code such as `ECONNRESET`. */
+function isSystemError(error: unknown): error is Error & { code: string } {
+  return error instanceof Error && "code" in error &&
+    typeof error.code === "string";
 }
 
 // The command
@@ -673,38 +340,17 @@ usage: deno run --allow-net server.ts [flags]
   --host HOST        the address to listen on (${DEFAULTS.hostname})
   --port, -p PORT    the port to listen on; 0 picks a free one (${DEFAULTS.port})
   --greeting TEXT    what each client is sent (${DEFAULTS.greeting})
-  --timeout SECONDS  from accepting a client to the end of its reply (${
-  DEFAULTS.timeout / 1000
-})
+  --timeout SECONDS  to the end of a client's reply (${DEFAULTS.timeout / 1000})
   --max-clients N    clients served at once; further ones wait (${DEFAULTS.maxClients})
   --once             serve one client, then end (off)
-  --talk             serve one client, and go on line by line from stdin (off)
   --quiet, -q        no line per client (off)
   --help, -h         show this help (off)
 
 example: deno run --allow-net server.ts --port 9000 --greeting "Hello, client"`;
 
-/** What is printed behind a client's address; the reply follows the first. */
-const OUTCOMES: Record<Outcome, string> = {
-  "replied": "replied: ",
-  "left": "left without a reply",
-  "timed-out": "timed out",
-  "aborted": "cut off",
-  "reset": "reset the connection",
-  "too-long": "sent too long a reply",
-  "failed": "failed",
-};
-
 /**
- * Runs the command: prints what happens, and ends after one
- * client with `--once`, otherwise on a stop signal.
- *
- * @example Serve one client on another port
- * ```ts
- * import { main } from "./server.ts";
- *
- * const code = await main(["--port", "9000", "--once"]);
- * ```
+ * Runs the command: prints what happens, and ends after one client with
+ * `--once`, otherwise on a stop signal.
  *
  * @param args The command line, such as `Deno.args`.
  * @returns The exit code: 0 success, 1 failure, 2 wrong command line, 130 ended
@@ -712,121 +358,20 @@ const OUTCOMES: Record<Outcome, string> = {
  */
 export async function main(args: string[]): Promise<number> {
   const out = new LineWriter();
-  const flags = await commandLine(args, parse, HELP, out);
-  return typeof flags === "number" ? flags : await run(flags, out);
-}
-
-async function run(flags: Flags, out: LineWriter): Promise<number> {
-  const { once, talk: isTalk, quiet, ...options } = flags;
-  const isOnce = once || isTalk;
-  let code = 0;
-  let served = 0;
-  let active = 0;
-  let signals = 0;
-  let over = false;
-  let server: Server;
-  const stop = new AbortController();
-  const hangUp = new AbortController();
-  const isBare = isTalk && quiet; // after `Listening`, the client's lines alone
-  // Neither a line nor a shutdown is awaited where it is asked for: the reader of
-  // the lines must not hold up a client, and the end is awaited below.
-  //
-  // From before the server listens, or a signal that comes right after the line
-  // that says so would end the program, until the lines are out.
-  using _ = onStopSignal(() => {
-    if (++signals > 1 || over) return stop.abort();
-    if (!isBare) out.write(`Stopping: ${count(active)} to finish`);
-    hangUp.abort();
-    server.shutdown();
-  });
+  let flags;
   try {
-    server = serve({
-      ...options,
-      ...isTalk ? talkOptions(flags, hangUp, stop.signal, out) : {},
-      signal: stop.signal,
-      onListen: (address) => void out.write(`Listening on ${format(address)}`),
-      onConnect: (client) => {
-        served++;
-        active++;
-        if (!quiet) out.write(`${format(client)} connected`);
-        return isOnce ? server.shutdown() : undefined;
-      },
-      onOutcome: ({ client, outcome, reply }) => {
-        active--;
-        const isGood = outcome === "replied" || outcome === "left";
-        if (isOnce && !isGood) code = 1;
-        if (quiet || isTalk && isGood) return; // a talk has said that it ended
-        out.write(`${format(client)} ${OUTCOMES[outcome]}${printable(reply)}`);
-      },
-      onAcceptError: ({ message }) =>
-        fail(`no client can be accepted for now, still trying: ${message}`),
-    });
+    flags = parse(args);
   } catch (error) {
-    fail(explain(error as Error, format(options)));
-    return 1;
+    report(`error: ${(error as Error).message}; see --help`);
+    return 2;
   }
-  await server.finished;
-  over = true;
-  if (!isBare) out.write(`Served ${count(served)}`);
-  await flush(out, stop.signal);
-  if (stop.signal.aborted) return 130;
-  if (isTalk && printed(out) !== 0) return 1;
-  return isOnce && served === 0 ? 1 : code;
+  if (!flags.help) return await run(flags, out);
+  out.print(HELP);
+  if (await out.flush()) return 0;
+  out.fail("nobody reads the lines");
+  return 1;
 }
 
-/** Waits until the lines are out. None that nobody takes delays the end. */
-async function flush(out: LineWriter, stop: AbortSignal): Promise<void> {
-  const progress = () => stop.aborted ? undefined : out.progress;
-  await untilIdle(1000, progress, Infinity);
-  // After a second signal, only those that are taken at once.
-  if (stop.aborted) await untilIdle(20, () => out.progress, 50);
-}
-
-/** What makes the exchange a talk, in which a message ends with its line. */
-function talkOptions(
-  { greeting, quiet }: Flags,
-  hangUp: AbortController,
-  stop: AbortSignal,
-  out: LineWriter,
-): ServeOptions {
-  return {
-    greeting: `${greeting}\n`,
-    timeout: Infinity,
-    handler: async (connection) => {
-      const address = format(connection.remoteAddr);
-      await talk(connection, new LineReader(connection), {
-        show: (line) =>
-          new Promise((resolve) => {
-            // A reader who stalls must not hold up the second signal.
-            stop.onabort = () => resolve(false);
-            out.write(`${quiet ? "" : `${address}: `}${printable(line)}`)
-              .then(() => resolve(out.failure === undefined));
-          }),
-        onEnded: () => {
-          if (!quiet) out.write(`${address} ended`);
-        },
-        hangUp,
-      });
-      return "";
-    },
-  };
-}
-
-/** Calls back at each stop signal, until it is disposed of. */
-function onStopSignal(callback: () => void): Disposable {
-  // Windows has no SIGTERM to listen for.
-  const signals: Deno.Signal[] = Deno.build.os === "windows"
-    ? ["SIGINT"]
-    : ["SIGINT", "SIGTERM"];
-  for (const signal of signals) Deno.addSignalListener(signal, callback);
-  return {
-    [Symbol.dispose]() {
-      for (const signal of signals) Deno.removeSignalListener(signal, callback);
-    },
-  };
-}
-
-/** Reads the flags, as {@linkcode commandLine} wants it. */
 function parse(args: string[]) {
   const flags = parseFlags(args, {
     host: DEFAULTS.hostname,
@@ -834,33 +379,101 @@ function parse(args: string[]) {
     greeting: DEFAULTS.greeting,
     timeout: `${DEFAULTS.timeout / 1000}`,
     "max-clients": `${DEFAULTS.maxClients}`,
-  }, ["once", "talk", "quiet"]);
-  if (flags === undefined) return undefined;
-  const { host: hostname, greeting, once, talk, quiet } = flags;
-  const odd = flags.given.find((name) => name in NOT_WITH_TALK);
-  if (talk && odd !== undefined) {
-    throw new TypeError(
-      `--talk ${NOT_WITH_TALK[odd]}, so it takes no --${odd}`,
-    );
-  }
-  const port = wholeNumber(flags.port);
-  const timeout = milliseconds(flags.timeout);
-  const maxClients = wholeNumber(flags["max-clients"]);
-  checkWhole("--port", port, 0, 65_535, flags.port);
-  checkLength("--greeting", greeting);
-  checkTime("--timeout", timeout, "above 0", flags.timeout);
-  checkWhole("--max-clients", maxClients, 1, undefined, flags["max-clients"]);
-  return { hostname, port, greeting, timeout, maxClients, once, talk, quiet };
+  }, ["once", "quiet", "help"]);
+  const { host: hostname, greeting, once, quiet, help } = flags;
+  const port = numberOf("port", flags.port, 0, 65_535);
+  const timeout = 1000 *
+    numberOf("timeout", flags.timeout, 0.001, MAX_SECONDS, DECIMAL);
+  const most = numberOf("max-clients", flags["max-clients"], 1);
+  const maxClients = once ? 1 : most;
+  return { hostname, port, greeting, timeout, maxClients, once, quiet, help };
 }
 
-const NOT_WITH_TALK: Record<string, string> = {
-  "max-clients": "serves one client",
-  timeout: "has no deadline",
-};
+async function run(
+  { greeting, once, quiet, ...options }: ReturnType<typeof parse>,
+  out: LineWriter,
+): Promise<number> {
+  const stop = new AbortController();
+  let server: Server | undefined;
+  let isStopping = false;
+  let served = 0;
+  let active = 0;
+  let code = once ? 1 : 0; // with --once, 0 when its client has replied or left
+  const show = (client: Deno.NetAddr, outcome: string, reply = "") => {
+    if (!quiet) out.print(`${format(client)} ${outcome}${shown(reply)}`);
+  };
+  async function handler(connection: Deno.TcpConn): Promise<void> {
+    const client = connection.remoteAddr;
+    served++;
+    active++;
+    show(client, "connected");
+    if (once) server?.shutdown(); // `finished` is awaited below
+    try {
+      const reply = await greet(connection, greeting);
+      show(client, reply === "" ? "left without a reply" : "replied: ", reply);
+      code = 0;
+    } finally {
+      active--;
+    }
+  }
+  function onError(error: unknown, client: Deno.NetAddr): void {
+    const outcome = outcomeOf(error, stop.signal);
+    show(client, outcome);
+    if (outcome === "failed") report(error);
+  }
+  // From before it listens, as a signal right after the line that says so would
+  // end the program, until the lines are out.
+  using _ = onStopSignal(() => {
+    if (isStopping) return stop.abort();
+    isStopping = true;
+    out.print(`Stopping: ${count(active, "client")} to finish`);
+    server?.shutdown(); // as above
+  });
+  try {
+    server = serve({ ...options, handler, onError, signal: stop.signal });
+  } catch (error) {
+    report(`error: ${explain(error as Error, format(options))}`);
+    return 1;
+  }
+  out.print(`Listening on ${format(server.addr)}`);
+  await server.finished;
+  isStopping = true; // From now on, a signal ends the wait for the lines.
+  out.print(`Served ${count(served, "client")}`);
+  const isPrinted = await out.flush(stop.signal);
+  if (stop.signal.aborted) return 130;
+  if (isPrinted || !once) return code;
+  out.fail("nobody reads the lines");
+  return 1;
+}
 
-type Flags = NonNullable<ReturnType<typeof parse>>;
+/** What is printed of a client whose exchange ended with an error. */
+function outcomeOf(error: unknown, stop: AbortSignal): string {
+  if (stop.aborted && error === stop.reason) return "cut off";
+  if (error instanceof DOMException) return "timed out";
+  if (error instanceof Deno.errors.InvalidData) return "sent too long a reply";
+  return isSystemError(error) ? "reset the connection" : "failed";
+}
 
-/** What went wrong when listening, in a sentence for a person. */
+/** Calls back at each stop signal, until it is disposed of. */
+function onStopSignal(callback: () => void): Disposable {
+  let last = -Infinity;
+  const listener = () => {
+    // Under `deno task`, one Ctrl-C comes twice: from the terminal and the task.
+    const now = performance.now();
+    if (now - last < 100) return;
+    last = now;
+    callback();
+  };
+  const stack = new DisposableStack();
+  for (const signal of ["SIGINT", "SIGTERM"] as const) {
+    // Windows has no SIGTERM to listen for.
+    if (signal === "SIGTERM" && Deno.build.os === "windows") continue;
+    Deno.addSignalListener(signal, listener);
+    stack.defer(() => Deno.removeSignalListener(signal, listener));
+  }
+  return stack;
+}
+
 function explain(error: Error, address: string): string {
   if (error instanceof Deno.errors.AddrInUse) {
     return `${address} is in use; choose another port with --port`;
@@ -877,391 +490,157 @@ function explain(error: Error, address: string): string {
   return `cannot listen on ${address}: ${error.message}`;
 }
 
-function count(clients: number): string {
-  return clients === 1 ? "1 client" : `${clients} clients`;
+function count(number: number, noun: "client" | "line"): string {
+  return `${number} ${noun}${number === 1 ? "" : "s"}`;
+}
+
+/**
+ * Prints lines, in order, without blocking: while the reader of a pipe does not
+ * read, or after Ctrl-S, `console.log` would hold up every connection, and the
+ * stop signals, too.
+ */
+class LineWriter {
+  #failed = false; // set by `fail`, where lines are lost
+  #waiting = ""; // the lines to be written next
+  #dropped = 0; // those left out behind them, where they are too many
+  #written?: Promise<void>; // set while `#writeAll` is at work
+
+  print(line: string): void {
+    // Where one was left out, so are the next, until the gap is written.
+    const hasRoom = this.#waiting.length + line.length < 2 ** 24;
+    if (hasRoom && this.#dropped === 0) this.#waiting += `${line}\n`;
+    else this.#dropped++;
+    this.#written ??= this.#writeAll();
+  }
+
+  async #writeAll(): Promise<void> {
+    while (this.#waiting !== "") {
+      let lines = this.#waiting;
+      if (this.#dropped > 0) {
+        lines += `${count(this.#dropped, "line")} dropped\n`;
+      }
+      this.#waiting = "";
+      this.#dropped = 0;
+      try {
+        await sendAll(Deno.stdout, lines);
+      } catch (error) {
+        this.fail((error as Error).message);
+      }
+    }
+    this.#written = undefined;
+  }
+
+  /** Says it once. A server that goes on does so with its lines or without. */
+  fail(message: string): void {
+    if (!this.#failed) report(`error: cannot print: ${message}`);
+    this.#failed = true;
+  }
+
+  /**
+   * Waits until all is written, 5 s at most, and not after a further signal.
+   * Resolves to whether it is.
+   */
+  async flush(stop?: AbortSignal): Promise<boolean> {
+    const { promise: givenUp, resolve: giveUp } = Promise.withResolvers<void>();
+    stop?.addEventListener("abort", () => giveUp());
+    // After a second signal, what is taken at once still comes.
+    const timer = setTimeout(giveUp, stop?.aborted ? 100 : 5_000);
+    await Promise.race([this.#written, givenUp]);
+    clearTimeout(timer);
+    return this.#written === undefined && !this.#failed;
+  }
 }
 
 // From here to the last line, server.ts and client.ts are the same to the
 // letter: each runs alone, so neither can import what both need.
 
-/** The longest text, in bytes, that either command sends or takes. */
-const MAX_TEXT_BYTES = 64 * 1024;
-
-/** The longest string of V8, in characters: as many bytes may make as many. */
-const MAX_STRING_BYTES = 2 ** 29 - 24;
-
+/** The most that is read of a text, in bytes, and of a line, in characters. */
+const MAX_LENGTH = 65_536;
 const encoder = new TextEncoder();
-
 // Without `ignoreBOM`, a text would lose the U+FEFF that it may begin with.
-const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
+const utf8 = () => new TextDecoder("utf-8", { ignoreBOM: true });
+const decoder = utf8();
 
 /**
- * Reads to the end of what the peer sends. One read is not one message. Counts
- * the reads, for a deadline that comes late.
+ * Sends all of the data, a text in UTF-8: one write may take only a part. Of two
+ * at once on one connection the parts can mix, so await the first.
  */
-async function receive(
-  connection: Deno.TcpConn,
-  limit: number,
-  counter: { reads: number },
+export async function sendAll(
+  writer: { write(data: Uint8Array): Promise<number> },
+  data: string | Uint8Array,
+): Promise<void> {
+  let rest = typeof data === "string" ? encoder.encode(data) : data;
+  while (rest.length > 0) rest = rest.subarray(await writer.write(rest));
+}
+
+/**
+ * Reads to the end of what the peer sends: one read is not one message.
+ *
+ * @param maxBytes The most to take, by default 65,536: a peer may send any.
+ * @returns The text, with U+FFFD for bytes that are not UTF-8.
+ * @throws {Deno.errors.InvalidData} If more than `maxBytes` came.
+ */
+export async function receiveAll(
+  reader: { read(buffer: Uint8Array): Promise<number | null> },
+  maxBytes = MAX_LENGTH,
 ): Promise<string> {
-  // Small at first, as each silent peer holds it.
-  let buffer = new Uint8Array(128);
-  let length = 0;
-  for (;;) {
-    const count = await connection.read(buffer.subarray(length));
-    counter.reads++;
-    // Decoded as a whole, as a character may be split over two reads.
+  let buffer = new Uint8Array(128); // small at first: a silent peer holds it
+  for (let length = 0;;) {
+    const count = await reader.read(buffer.subarray(length));
+    // Decoded as a whole: a character may be split over two reads.
     if (count === null) return decoder.decode(buffer.subarray(0, length));
     length += count;
-    if (length > limit) throw new Deno.errors.InvalidData("too long");
+    if (length > maxBytes) throw new Deno.errors.InvalidData("too long a text");
     if (length === buffer.length) {
       buffer = new Uint8Array(buffer.buffer.transfer(2 * length));
     }
   }
 }
 
-/** Sends all of it. A write may take only a part of what it is given. */
-async function send(
-  connection: Deno.TcpConn,
-  bytes: Uint8Array,
-): Promise<void> {
-  let sent = 0;
-  while (sent < bytes.length) {
-    sent += await connection.write(bytes.subarray(sent));
-  }
-}
-
 /**
- * The talk on a connection: both directions at once, each ended by its own side.
- * Resolves when both have ended.
+ * Reads lines as they come, without the `\n` or `\r\n` at their ends. What
+ * follows the last line end is a line, too. Leaving a `for await` ends it, with
+ * what was read ahead; `next()` takes single lines.
+ *
+ * @param maxLength The longest line to take, by default 65,536 characters, as
+ * the `length` of a string counts them.
+ * @throws {Deno.errors.InvalidData} At a longer line, after those before it.
  */
-async function talk(
-  connection: Deno.TcpConn,
-  lines: LineReader,
-  { show, onEnded, hangUp }: {
-    /**
-     * Shows a line of the peer. Resolves when there is room for more, to whether
-     * lines can still be shown.
-     */
-    show: (line: string) => Promise<boolean>;
-    /** Called when the peer has ended. */
-    onEnded: () => void;
-    /** Makes this side end. */
-    hangUp: AbortController;
-  },
-): Promise<void> {
-  let failure: unknown;
-  const sending = sendInput(connection, hangUp.signal).catch((error) => {
-    // It counts below, when all that has come is shown.
-    failure = error;
-  });
+export async function* readLines(
+  reader: { read(buffer: Uint8Array): Promise<number | null> },
+  maxLength = MAX_LENGTH,
+): AsyncGenerator<string, void, void> {
+  const checked = (line: string) => {
+    if (line.length <= maxLength) return line;
+    throw new Deno.errors.InvalidData("too long a line");
+  };
+  const decoder = utf8(); // keeps the part of a character that a read ends with
+  const buffer = new Uint8Array(4096);
+  let line = ""; // as far as it has come
   for (;;) {
-    const some = await lines.read();
-    if (some === null) break;
-    // A peer that floods is read as fast as its lines can be written, and no
-    // more once they can't.
-    if (await some.map(show).at(-1) === false) return;
-  }
-  if (failure !== undefined) throw failure;
-  onEnded();
-  // One who types ends with the peer. What is piped in is sent to its end.
-  if (Deno.stdin.isTerminal()) hangUp.abort();
-  await sending;
-  if (failure !== undefined) throw failure;
-}
-
-/** Sends what comes on stdin as it comes, to its end, and half-closes. */
-async function sendInput(
-  connection: Deno.TcpConn,
-  hangUp: AbortSignal,
-): Promise<void> {
-  const buffer = new Uint8Array(16 * 1024);
-  let last = LINE_END;
-  for (;;) {
-    const count = await readInput(buffer, hangUp);
+    const count = await reader.read(buffer);
+    const bytes = buffer.subarray(0, count ?? 0);
+    const text = decoder.decode(bytes, { stream: count !== null });
+    const [first = "", ...others] = text.split("\n");
+    line += first;
+    for (const next of others) {
+      yield checked(line.replace(/\r$/, ""));
+      line = next;
+    }
     if (count === null) break;
-    // A peer that does not read holds this up, and stdin with it.
-    await send(connection, buffer.subarray(0, count));
-    last = buffer[count - 1] ?? last;
+    // Its last character may yet turn out to begin its end.
+    if (line.length > maxLength) checked(line.replace(/\r$/, ""));
   }
-  if (last !== LINE_END) await send(connection, Uint8Array.of(LINE_END));
-  await connection.closeWrite();
-}
-
-/** Gives null at the end of stdin, where it can't be read, and to hang up. */
-function readInput(
-  buffer: Uint8Array,
-  hangUp: AbortSignal,
-): Promise<number | null> {
-  return new Promise((resolve) => {
-    // Nothing can take a read of stdin back. It is left to itself.
-    hangUp.onabort = () => resolve(null);
-    if (hangUp.aborted) return resolve(null);
-    Deno.stdin.read(buffer).then(resolve, () => resolve(null));
-  });
-}
-
-const LINE_END = 0x0a; // \n
-const CARRIAGE_RETURN = 0x0d; // \r
-
-/** Reads a peer's lines. A longer one than 64 KiB comes in pieces. */
-class LineReader {
-  /** Whether the last line given is a piece, with more of it to come. */
-  isCut = false;
-  readonly #connection: Deno.TcpConn;
-  // The beginning of a line, with room for the line end of telnet.
-  readonly #buffer = new Uint8Array(MAX_TEXT_BYTES + 2);
-  #length = 0;
-
-  constructor(connection: Deno.TcpConn) {
-    this.#connection = connection;
-  }
-
-  /** The lines that one read completes, maybe none, or null at the end. */
-  async read(): Promise<string[] | null> {
-    const begun = this.#length;
-    // No more at once than lines that a writer can store.
-    const free = this.#buffer.subarray(begun, begun + 8 * 1024);
-    const count = await this.#connection.read(free);
-    if (count === null) {
-      this.#length = 0;
-      return begun === 0
-        ? null
-        : [decoder.decode(this.#buffer.subarray(0, begun))];
-    }
-    const bytes = this.#buffer.subarray(0, begun + count);
-    const lines: string[] = [];
-    let start = 0;
-    let end = bytes.indexOf(LINE_END, begun);
-    for (; end >= 0; end = bytes.indexOf(LINE_END, start)) {
-      const hasReturn = end > start && bytes[end - 1] === CARRIAGE_RETURN;
-      lines.push(
-        decoder.decode(bytes.subarray(start, hasReturn ? end - 1 : end)),
-      );
-      start = end + 1;
-    }
-    this.isCut = isTooLong(bytes.subarray(start));
-    if (this.isCut) {
-      end = start + MAX_TEXT_BYTES;
-      // Not within a character: its first byte is at most three before.
-      for (let i = 0; i < 3 && isWithinCharacter(bytes[end]!); i++) end--;
-      lines.push(decoder.decode(bytes.subarray(start, end)));
-      start = end;
-    }
-    this.#buffer.copyWithin(0, start, bytes.length);
-    this.#length = bytes.length - start;
-    return lines;
-  }
-}
-
-/** Whether a line is too long, which a carriage return at its end is not. */
-function isTooLong(line: Uint8Array): boolean {
-  const allowed = line.at(-1) === CARRIAGE_RETURN ? 1 : 0;
-  return line.length > MAX_TEXT_BYTES + allowed;
-}
-
-/** Whether it is not the first byte of a character in UTF-8. */
-function isWithinCharacter(byte: number): boolean {
-  return (byte & 0b1100_0000) === 0b1000_0000;
+  if (line !== "") yield checked(line);
 }
 
 /**
- * Resolves after so many milliseconds without progress, or after `atMost` in
- * all, or when progress is undefined. A process may stand still (Ctrl-Z, a paused
- * container), and its timers then run before its pending reads: so it is turns
- * of the event loop that count, of which it loses one.
+ * A peer's text made harmless to show, on one line: control characters, line
+ * separators and bidirectional controls, which a terminal obeys, become escapes
+ * such as `\u001b`.
  */
-async function untilIdle(
-  milliseconds: number,
-  progress: () => number | undefined,
-  atMost = 1000,
-): Promise<void> {
-  const turn = 5;
-  let last = progress();
-  let idle = 0;
-  for (let all = 0; idle < milliseconds && all < atMost; all += turn) {
-    if (last === undefined) return;
-    await new Promise((resolve) => setTimeout(resolve, turn));
-    const now = progress();
-    idle = now === last ? idle + turn : 0;
-    last = now;
-  }
-}
-
-// The checks. `given` is the number as it stood on the command line.
-
-function checkText(name: string, text: string, leastLength: 0 | 1): void {
-  if (typeof text !== "string" || text.length < leastLength) {
-    const demand = leastLength === 0 ? "" : " that is not empty";
-    throw new TypeError(`${name} must be a string${demand}`);
-  }
-}
-
-/** For the command line: what the other side's command would not take. */
-function checkLength(name: string, text: string): void {
-  const { length } = encoder.encode(text);
-  if (length <= MAX_TEXT_BYTES) return;
-  throw new RangeError(
-    `${name} must be at most ${MAX_TEXT_BYTES} bytes, not ${length}`,
-  );
-}
-
-function checkWhole(
-  name: string,
-  value: number,
-  least: number,
-  most = Number.MAX_SAFE_INTEGER,
-  given?: string,
-): void {
-  if (Number.isInteger(value) && value >= least && value <= most) return;
-  const range = most === Number.MAX_SAFE_INTEGER
-    ? `from ${least}`
-    : `from ${least} to ${most}`;
-  throw new RangeError(
-    `${name} must be a whole number ${range}, not ${shown(value, given)}`,
-  );
-}
-
-function checkTime(
-  name: string,
-  time: number,
-  least: "above 0" | "from 0",
-  given?: string,
-): void {
-  const enough = least === "from 0" ? time >= 0 : time > 0;
-  // A longer timer would fire at once.
-  if (Number.isFinite(time) && enough && time <= 2_147_483_647) return;
-  const range = given === undefined
-    ? `of milliseconds ${least}, at most 2147483647`
-    : `of seconds ${least}, at most 2147483`;
-  throw new RangeError(
-    `${name} must be a number ${range}, not ${shown(time, given)}`,
-  );
-}
-
-function shown(value: unknown, given: string | undefined): string {
-  return given === undefined ? `${value}` : `"${given}"`;
-}
-
-/**
- * Gives what `parse` makes of the command line. If that is nothing, or throws,
- * prints the help, or what is wrong, and gives the exit code.
- */
-async function commandLine<T>(
-  args: string[],
-  parse: (args: string[]) => T | undefined,
-  help: string,
-  out: LineWriter,
-): Promise<T | number> {
-  try {
-    const flags = parse(args);
-    if (flags !== undefined) return flags;
-  } catch (error) {
-    fail(`${(error as Error).message}; see --help`);
-    return 2;
-  }
-  await out.write(help);
-  return 0;
-}
-
-const ALIASES: Record<string, string> = { port: "p", quiet: "q", help: "h" };
-
-type ParsedFlags<Valued extends string, Switch extends string> =
-  & Record<Valued, string>
-  & Record<Switch, boolean>
-  /** Those with a value that stand on the command line. */
-  & { given: string[] };
-
-/**
- * Reads the flags: those that take a value, with their defaults, and those that
- * take none. Returns undefined if help is wanted.
- */
-function parseFlags<Valued extends string, Switch extends string>(
-  args: string[],
-  defaults: Record<Valued, string>,
-  switches: Switch[],
-): ParsedFlags<Valued, Switch> | undefined {
-  const valued = Object.keys(defaults);
-  const all = [...switches, "help"];
-  const odd: string[] = [];
-  const stray: string[] = [];
-  const end = args.includes("--") ? args.indexOf("--") : args.length;
-  // Switches with a value, as `parseArgs` takes any but "false" for on.
-  const plain = args.filter((arg, i) => {
-    const name = i < end && switchWithValue(arg, args[i + 1], all);
-    if (name) odd.push(name);
-    return !name;
-  });
-  const flags = parseArgs(plain, {
-    string: valued,
-    boolean: all,
-    alias: ALIASES,
-    "--": true,
-    unknown: (arg) => {
-      stray.push(arg);
-      return false;
-    },
-  });
-  // As in `-q9`, and `-qp9000`, which it takes for -q with a value, too.
-  odd.push(...all.filter((name) => typeof flags[name] !== "boolean"));
-  if (flags.help === true) return undefined;
-  if (odd.length > 0) throw new TypeError(`--${odd[0]} takes no value`);
-  const given = valued.filter((name) => flags[name] !== undefined);
-  for (const name of given) {
-    if (flags[name] !== "") continue;
-    throw new TypeError(
-      `--${name} needs a value; write --${name}=VALUE if it begins with "-"`,
-    );
-  }
-  const [first] = [...stray, ...flags["--"]];
-  if (first !== undefined) throw new TypeError(`unexpected "${first}"`);
-  return { ...defaults, ...flags, given } as unknown as ParsedFlags<
-    Valued,
-    Switch
-  >;
-}
-
-/** The switch that is given a value, as in `--quiet=no` and `-q false`. */
-function switchWithValue(
-  arg: string,
-  next: string | undefined,
-  switches: string[],
-): string | undefined {
-  const [, name, value] = arg.match(/^--(\w+)(=?)/) ?? [];
-  const takesNext = next === "true" || next === "false";
-  const letter = /^-[qh]+$/.test(arg) ? arg.at(-1) : undefined;
-  if (value !== "=" && !takesNext) return undefined;
-  return switches.find((long) => {
-    const short = ALIASES[long];
-    return name === long ||
-      short !== undefined && (name === short || letter === short);
-  });
-}
-
-/** NaN for what is not a whole decimal number. */
-function wholeNumber(text: string): number {
-  return /^\d+$/.test(text) ? Number(text) : NaN;
-}
-
-/** NaN for what is not a plain decimal number of seconds. */
-function milliseconds(text: string): number {
-  return /^\d+(\.\d+)?$/.test(text) ? 1000 * Number(text) : NaN;
-}
-
-function format(
-  { hostname, port }: { hostname: string; port: number },
-): string {
-  const bare = hostname.includes(":") && !hostname.startsWith("[");
-  return bare ? `[${hostname}]:${port}` : `${hostname}:${port}`;
-}
-
-/**
- * A peer's text on one line that can do nothing to a terminal: control
- * characters, line and paragraph separators and bidirectional controls become
- * escapes. The line end that nc and telnet add is left off.
- */
-function printable(text: string): string {
-  return text.replace(/\r?\n$/, "").replace(
+export function printable(text: string): string {
+  return text.replace(
     /[\p{Cc}\p{Zl}\p{Zp}\p{Bidi_Control}]/gu,
     (control) =>
       ({ "\n": "\\n", "\r": "\\r", "\t": "\\t" })[control] ??
@@ -1269,144 +648,72 @@ function printable(text: string): string {
   );
 }
 
-/** Lines that wait to be written: about a mebibyte, and the rest is dropped. */
-class LineStore {
-  readonly #lines: string[] = [];
-  #size = 0;
-  #dropped = 0;
-
-  get isEmpty(): boolean {
-    return this.#lines.length === 0;
-  }
-
-  add(line: string): void {
-    if (this.#size + line.length > 2 ** 20) this.#dropped++;
-    else this.#store(line);
-  }
-
-  /** Where lines were dropped, one that says so comes in their place. */
-  addDropped(): void {
-    if (this.#dropped === 0) return;
-    const lines = this.#dropped === 1 ? "line" : "lines";
-    this.#store(`${this.#dropped} ${lines} dropped`);
-    this.#dropped = 0;
-  }
-
-  #store(line: string): void {
-    this.#lines.push(`${line}\n`);
-    this.#size += line.length + 1;
-  }
-
-  /** Moves whole lines, or else a part of a line, and gives their length. */
-  moveTo(buffer: Uint8Array): number {
-    let length = 0;
-    let whole = 0;
-    for (const line of this.#lines) {
-      const { read, written } = encoder.encodeInto(
-        line,
-        buffer.subarray(length),
-      );
-      const isPart = read < line.length;
-      if (isPart && whole > 0) break;
-      this.#size -= read;
-      length += written;
-      if (isPart) {
-        this.#lines[0] = line.slice(read);
-        break;
-      }
-      whole++;
-    }
-    this.#lines.splice(0, whole);
-    return length;
-  }
+/** The same, without the line end that nc and telnet add. */
+function shown(text: string): string {
+  return printable(text.replace(/\r?\n$/, ""));
 }
 
-/**
- * Writes lines to stdout, in order, without blocking: while the reader of a pipe
- * does not read, or after Ctrl-S, `console.log` would hold up every connection,
- * and the stop signals, too.
- */
-class LineWriter {
-  /** The first error of a write. What it was to write is lost. */
-  failure: Error | undefined;
-  readonly #store = new LineStore();
-  // A larger write to a pipe may be done in part, and then done twice.
-  readonly #buffer = new Uint8Array(4096);
-  #pieces = 0;
-  #torn = false;
-  #writing: Promise<void> | undefined;
-
-  /** Pieces that were written, or undefined if there is nothing to write. */
-  get progress(): number | undefined {
-    return this.#writing && this.#pieces;
-  }
-
-  /** Resolves when all lines have been written, or are lost. */
-  get written(): Promise<void> {
-    return this.#writing ?? Promise.resolve();
-  }
-
-  /** Takes a line, and gives `written`. */
-  write(line: string): Promise<void> {
-    this.#store.add(line);
-    return this.#writing ??= this.#writeAll();
-  }
-
-  async #writeAll(): Promise<void> {
-    while (!this.#store.isEmpty) {
-      // Of a write that failed, a part may stand there: begin on a fresh line.
-      const begun = this.#torn ? 1 : 0;
-      this.#buffer[0] = LINE_END;
-      const length = this.#store.moveTo(this.#buffer.subarray(begun));
-      try {
-        await this.#writePiece(this.#buffer.subarray(0, begun + length));
-        this.#torn = false;
-      } catch (error) {
-        this.failure ??= error as Error; // A full disk, or a closed pipe.
-        this.#torn = true;
-      }
-      this.#pieces++;
-      this.#store.addDropped();
-    }
-    this.#writing = undefined;
-  }
-
-  async #writePiece(piece: Uint8Array): Promise<void> {
-    let written = 0;
-    while (written < piece.length) {
-      try {
-        written += await Deno.stdout.write(piece.subarray(written));
-      } catch (error) {
-        // Another program that shares a pipe can have set it not to block.
-        if (!(error instanceof Deno.errors.WouldBlock)) throw error;
-        await new Promise((resolve) => setTimeout(resolve, 10));
-      }
-    }
-  }
+function format({ hostname, port }: Omit<Deno.NetAddr, "transport">): string {
+  return `${hostname.includes(":") ? `[${hostname}]` : hostname}:${port}`;
 }
 
-/** The exit code where it matters that the lines are out: says if they are not. */
-function printed(out: LineWriter): number {
-  if (out.failure === undefined) return 0;
-  fail(`cannot print: ${out.failure.message}`);
-  return 1;
+function checkTimeout(timeout: number): void {
+  if (timeout > 0 && timeout <= 2 ** 31 - 1 || timeout === Infinity) return;
+  throw new RangeError(`timeout must be above 0 and below 2 ** 31: ${timeout}`);
 }
 
-/**
- * Shows an error on stderr, or nowhere where that fails. It may quote a peer,
- * so nothing in it but its line ends can drive the terminal.
- */
-function report(error: unknown): void {
+/** Shows an error on stderr. It may quote a peer. */
+function report(error: unknown, prefix = ""): void {
   try {
     const text = typeof error === "string" ? error : Deno.inspect(error);
-    console.error(text.split("\n").map(printable).join("\n"));
+    console.error((prefix + text).split("\n").map(printable).join("\n"));
   } catch {
     // There is no other place to say it.
   }
 }
 
-function fail(message: string): void {
-  report(`error: ${printable(message)}`);
+/** Reads the command line. Throws an error that says what is wrong with it. */
+function parseFlags<Valued extends string, Switch extends string>(
+  args: string[],
+  defaults: Record<Valued, string>,
+  switches: Switch[],
+): Record<Valued, string> & Record<Switch, boolean> {
+  const refuse = (arg: unknown) => {
+    throw new TypeError(`unexpected "${arg}"`);
+  };
+  const flags: Record<string, unknown> & { _: unknown[] } = parseArgs(args, {
+    string: Object.keys(defaults),
+    boolean: switches as string[],
+    alias: { port: "p", quiet: "q", help: "h" },
+    default: defaults as Record<string, string>,
+    unknown: refuse,
+  });
+  flags._.forEach(refuse); // what stands behind `--`
+  // A switch with a value would be on, whatever the value.
+  const valued = switches.find((name) =>
+    args.some((arg) => arg.startsWith(`--${name}=`))
+  );
+  if (valued) throw new TypeError(`--${valued} takes no value`);
+  const empty = Object.keys(defaults).find((name) => flags[name] === "");
+  if (empty) throw new TypeError(`--${empty} needs a value: --${empty}=VALUE`);
+  return flags as ReturnType<typeof parseFlags<Valued, Switch>>;
+}
+
+const DECIMAL = /^\d+(\.\d+)?$/;
+const MAX_SECONDS = 2_147_483; // A longer timer would fire at once.
+
+/** The value of a flag as a number, written in plain decimals. */
+function numberOf(
+  flag: string,
+  text: string,
+  least: number,
+  most = Number.MAX_SAFE_INTEGER,
+  pattern = /^\d+$/,
+): number {
+  const value = pattern.test(text) ? Number(text) : NaN;
+  if (value >= least && value <= most) return value;
+  const range = `a number from ${least} to ${most}`;
+  throw new RangeError(`--${flag} must be ${range}, not "${text}"`);
 }
 
 if (import.meta.main) Deno.exit(await main(Deno.args));

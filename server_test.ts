@@ -1,7 +1,7 @@
 /**
- * Tests of the server and the client. First that the connections in memory
- * behave as real sockets do, then `serve`, `exchange`, the two commands and
- * both sides together. The connections in memory and the helpers come last.
+ * Tests of the helpers, the exchange, `serve`, `connect` and both commands, on
+ * real sockets wherever the loopback can provoke what a rule is about. What the
+ * tests share comes last.
  *
  * ```sh
  * deno test --allow-net
@@ -10,3260 +10,1067 @@
  * @module
  */
 
-import {
-  assert,
-  assertEquals,
-  assertMatch,
-  assertRejects,
-  assertThrows,
-} from "@std/assert";
-import { connect as connectNode, createServer } from "node:net";
-import { exchange, main as clientMain } from "./client.ts";
-import {
-  type Exchange,
-  main as serverMain,
-  type Outcome,
-  serve,
-  type ServeOptions,
-  type Server,
-} from "./server.ts";
+import { assert, assertEquals, assertMatch } from "@std/assert";
+import { assertRejects, assertThrows } from "@std/assert";
+import { getEventListeners, once } from "node:events";
+import { connect as connectNode } from "node:net";
+import * as client from "./client.ts";
+import { connect, reply } from "./client.ts";
+import * as server from "./server.ts";
+import { greet, printable, readLines, receiveAll } from "./server.ts";
+import { sendAll, serve, type ServeOptions } from "./server.ts";
+
+const { AddrInUse, AddrNotAvailable, BadResource, BrokenPipe } = Deno.errors;
+const { ConnectionRefused, ConnectionReset, Interrupted } = Deno.errors;
+const { InvalidData, NotCapable, NotConnected } = Deno.errors;
+const { PermissionDenied, TimedOut, UnexpectedEof } = Deno.errors;
 
 const GREETING = "你好,客戶端,我是服務器";
 const REPLY = "你好服務器";
 const TEXT = "你好,客戶端 👋🏽";
-const LIMIT = 64 * 1024;
 const MORE_THAN_BUFFERS = "x".repeat(20_000_000);
-
+const TOO_LONG = "x".repeat(65_537);
 const { state } = await Deno.permissions.query({ name: "net" });
-if (state !== "granted") {
-  console.log(
-    "Without net access, some are ignored: `deno test --allow-net` runs them all.",
-  );
-}
+// For what other systems do in another way.
+const onLinux = Deno.build.os === "linux" ? it : Deno.test.ignore;
 
-// Connections in memory behave as real sockets do: the same checks run on both.
+// The helpers
 
-/** What the peer does. */
-interface PeerOf {
-  sends?: string;
-  /** Whether it then ends its half. */
-  ends?: boolean;
-  /** Whether it reads. */
-  reads?: boolean;
-}
-
-const connectionsTo = {
-  "in memory": ({ sends, ends, reads = true }: PeerOf) =>
-    Promise.resolve(
-      new MemoryConnection({
-        reads: [...sends ? [sends] : [], ...ends ? [null] : []],
-        write: reads ? undefined : never,
-      }),
-    ),
-  "real": async ({ sends = "", ends, reads = true }: PeerOf) => {
-    using listener = listen();
-    const [connection, peer] = await Promise.all([
-      Deno.connect({ port: listener.addr.port }),
-      listener.accept(),
-    ]);
-    await writeAll(peer, sends);
-    if (ends) await peer.closeWrite();
-    // Until this side closes: then a read of the peer ends.
-    const end = reads ? readAll(peer).catch(() => {}) : Promise.resolve();
-    opened.push(async () => {
-      await end;
-      peer.close();
-    });
-    return connection;
-  },
-};
-
-/** What the checks opened, to be closed. */
-const opened: (() => Promise<void>)[] = [];
-
-const checks: Record<
-  string,
-  (to: (peer: PeerOf) => Promise<Deno.TcpConn>) => Promise<void>
-> = {
-  "a close makes the pending read reject": async (to) => {
-    const connection = await to({});
-    const read = connection.read(new Uint8Array(1));
-    connection.close();
-    await assertRejects(() => read, Deno.errors.Interrupted);
-  },
-  "a close makes the pending write reject": async (to) => {
-    const connection = await to({ reads: false });
-    const write = writeAll(connection, MORE_THAN_BUFFERS);
-    await turn();
-    connection[Symbol.dispose]();
-    await assertRejects(() => write, Deno.errors.Interrupted);
-  },
-  "after the close, every call rejects": async (to) => {
-    const connection = await to({});
-    connection.close();
-    connection[Symbol.dispose]();
-    const { BadResource } = Deno.errors;
-    const bytes = new Uint8Array(1);
-    await assertRejects(() => connection.read(bytes), BadResource);
-    await assertRejects(() => connection.write(bytes), BadResource);
-    await assertRejects(() => connection.closeWrite(), BadResource);
-    assertThrows(() => connection.close(), BadResource);
-  },
-  "after the half-close, it can read and not write": async (to) => {
-    using connection = await to({ sends: "hi", ends: true });
-    await connection.closeWrite();
-    await connection.closeWrite();
-    assertEquals(await readAll(connection), "hi");
-    const bytes = new Uint8Array(1);
-    await assertRejects(() => connection.write(bytes), Deno.errors.BrokenPipe);
-  },
-  "the end is read again and again": async (to) => {
-    using connection = await to({ sends: "hi", ends: true });
-    const bytes = new Uint8Array(4);
-    const counts = [];
-    for (let i = 0; i < 3; i++) counts.push(await connection.read(bytes));
-    assertEquals(counts, [2, null, null]);
-  },
-  "what does not fit into a read stays for the next": async (to) => {
-    using connection = await to({ sends: "abc", ends: true });
-    const bytes = new Uint8Array(2);
-    const counts = [await connection.read(bytes), await connection.read(bytes)];
-    assertEquals([counts, bytes], [[2, 1], encode("cb")]);
-  },
-};
-
-for (const [what, check] of Object.entries(checks)) {
-  test(`connection in memory: ${what}`, () =>
-    check(connectionsTo["in memory"]));
-
-  socketTest(`real connection: ${what}`, async () => {
-    await check(connectionsTo["real"]);
-    for (const close of opened.splice(0)) await close();
-  });
-}
-
-for (
-  const [kind, give] of [
-    ["in memory", () => new MemoryListener([])],
-    ["real", listen],
-  ] as const
-) {
-  const run = kind === "real" ? socketTest : test;
-  run(`listener ${kind}: a close makes the pending accept reject`, async () => {
-    const listener = give();
-    const accept = listener.accept();
-    listener[Symbol.dispose]();
-    listener[Symbol.dispose]();
-    await assertRejects(() => accept, Deno.errors.BadResource);
-    await assertRejects(() => listener.accept(), Deno.errors.BadResource);
-  });
-}
-
-socketTest("a real connection to itself has one address twice", async () => {
-  const free = listen();
-  const { port } = free.addr;
-  free.close();
-  const address = { host: "127.0.0.1", localAddress: "127.0.0.1" };
-  const socket = connectNode({ ...address, port, localPort: port });
-  await new Promise((connected, failed) => {
-    socket.once("connect", connected);
-    socket.once("error", failed);
-  });
-  assertEquals([socket.localPort, socket.remotePort], [port, port]);
-  await new Promise((closed) => socket.once("close", closed).destroy());
-}, Deno.build.os === "linux");
-
-// serve: the exchange
-
-socketTest(
-  "serve: its half ends after the greeting, the client's does not",
-  async () => {
-    await using server = start();
-    using connection = await Deno.connect({ port: server.port });
-    assertEquals(await readAll(connection), GREETING);
-    await writeAll(connection, "still ");
-    await writeAll(connection, "here");
-    await connection.closeWrite();
-    assertEquals((await server.over.next()).reply, "still here");
-  },
-);
-
-socketTest(
-  "serve: a client that replies before it reads is heard and greeted",
-  async () => {
-    await using server = start();
-    using connection = await Deno.connect({ port: server.port });
-    await writeAll(connection, REPLY);
-    await connection.closeWrite();
-    assertEquals((await server.over.next()).reply, REPLY);
-    assertEquals(await readAll(connection), GREETING);
-  },
-);
-
-socketTest(
-  "serve: a client that has replied and gone before it is accepted is heard",
-  async () => {
-    await using server = start({ maxClients: 1 });
-    using first = await Deno.connect({ port: server.port });
-    await server.connected.next();
-    const early = await Deno.connect({ port: server.port });
-    await writeAll(early, REPLY);
-    early.close();
-    first.close();
-    assertEquals((await server.over.next()).outcome, "left");
-    const { outcome, reply } = await server.over.next();
-    assertEquals([outcome, reply], ["replied", REPLY]);
-  },
-  // Other systems may tell of the reset that the greeting meets instead.
-  Deno.build.os === "linux",
-);
-
-socketTest(
-  "serve: the lesson's client is served: one recv, one send, close",
-  async () => {
-    await using server = start();
-    using connection = await Deno.connect({ port: server.port });
-    const buffer = new Uint8Array(1024);
-    const count = await connection.read(buffer);
-    assertEquals(buffer.subarray(0, count!), encode(GREETING));
-    await writeAll(connection, REPLY);
-    connection[Symbol.dispose]();
-    assertEquals((await server.over.next()).reply, REPLY);
-  },
-);
-
-socketTest(
-  "serve: a reply comes with the address that it came from",
-  async () => {
-    await using server = start();
-    using first = await Deno.connect({ port: server.port });
-    using second = await Deno.connect({ port: server.port });
-    for (const connection of [second, first]) {
-      const { port } = connection.localAddr;
-      await writeAll(connection, `from ${port}`);
-      await connection.closeWrite();
-      const { client, reply } = await server.over.next();
-      assertEquals([client.port, reply], [port, `from ${port}`]);
-    }
-  },
-);
-
-socketTest(
-  "serve: the greeting can be chosen, and is sent as it is",
-  async () => {
-    const greeting = "\uFEFFhello\r\n\0";
-    await using server = start({ greeting });
-    using connection = await Deno.connect({ port: server.port });
-    assertEquals(await readAll(connection), greeting);
-  },
-);
-
-for (const [how, reads] of Object.entries(pieces())) {
-  test(`serve: a reply that comes ${how} is read whole`, async () => {
-    const peer = new MemoryConnection({ reads: [...reads, null] });
-    await using server = startInMemory([peer]);
-    assertEquals((await server.over.next()).reply, TEXT);
-  });
-}
-
-socketTest(
-  "serve: a reply in pieces on a real connection is read whole",
-  async () => {
-    await using server = start();
-    using connection = await Deno.connect({ port: server.port });
-    connection.setNoDelay();
-    for (const byte of encode(TEXT)) {
-      await writeAll(
-        connection,
-        Uint8Array.of(byte),
-      );
-    }
-    await connection.closeWrite();
-    assertEquals((await server.over.next()).reply, TEXT);
-  },
-);
-
-test("serve: a greeting is sent whole where a write takes one byte", async () => {
-  const peer = new MemoryConnection({ reads: [null], write: () => 1 });
-  await using server = startInMemory([peer], { greeting: TEXT });
-  await server.over.next();
-  assertEquals(new Uint8Array(peer.sent), encode(TEXT));
-});
-
-test("serve: bytes that are not UTF-8 become U+FFFD in a reply", async () => {
-  const peer = new MemoryConnection({
-    reads: [Uint8Array.of(0xff, 0x41, 0xe4), null],
-  });
-  await using server = startInMemory([peer]);
-  assertEquals((await server.over.next()).reply, "\uFFFDA\uFFFD");
-});
-
-socketTest(
-  "serve: a slow reader gets the whole of a long greeting",
-  async () => {
-    const greeting = "好".repeat(2_000_000);
-    await using server = start({ greeting });
-    using connection = await Deno.connect({ port: server.port });
-    await server.connected.next();
-    assertEquals(
-      await exchange({ port: server.port, maxGreetingBytes: 6_000_000 }),
-      greeting,
-    );
-    assertEquals(await readAll(connection), greeting);
-  },
-);
-
-// serve: a handler of one's own
-
-socketTest("serve: what a handler resolves to is the reply", async () => {
-  await using server = start({
-    greeting: "name? ",
-    handler: async (connection) => {
-      const name = await readLine(connection);
-      await writeAll(connection, `hello, ${name}\n`);
-      return name;
-    },
-  });
-  using connection = await Deno.connect({ port: server.port });
-  await writeAll(connection, "Ann\n");
-  // The handler could write after the greeting: there was no half-close.
-  assertEquals(await readAll(connection), "name? hello, Ann\n");
-  const { outcome, reply } = await server.over.next();
-  assertEquals([outcome, reply], ["replied", "Ann"]);
-});
-
-test("serve: the connection is closed when the handler has settled", async () => {
-  const peer = new MemoryConnection();
-  const before: string[] = [];
-  await using server = startInMemory([peer], {
-    handler: () => Promise.resolve(`${before.push(...peer.log)}`),
-  });
-  await server.over.next();
-  assertEquals([before, peer.log], [["write"], ["write", "close"]]);
-});
-
-test("serve: an empty text of a handler is no reply", async () => {
-  const handler = () => Promise.resolve("");
-  await using server = startInMemory([new MemoryConnection()], { handler });
-  assertEquals((await server.over.next()).outcome, "left");
-});
-
-const connectionErrors = [
-  Deno.errors.ConnectionReset,
-  Deno.errors.ConnectionAborted,
-  Deno.errors.BrokenPipe,
-  Deno.errors.NotConnected,
-  Deno.errors.TimedOut,
-  Deno.errors.BadResource,
-  Deno.errors.Interrupted,
-];
-
-for (const type of connectionErrors) {
-  test(`serve: a handler that rejects with ${type.name} means a reset`, async () => {
-    using stderr = capture();
-    const handler = () => Promise.reject(new type("gone"));
-    await using server = startInMemory([new MemoryConnection()], { handler });
-    const { outcome, reply } = await server.over.next();
-    assertEquals([outcome, reply, stderr.all], ["reset", "", []]);
-  });
-}
-
-for (
-  const { how, handler } of [
-    {
-      how: "rejects",
-      handler: () => Promise.reject(new TypeError("my mistake")),
-    },
-    {
-      how: "throws",
-      handler: () => {
-        throw new TypeError("my mistake");
-      },
-    },
-    {
-      how: "finds something too long",
-      handler: () => Promise.reject(new Deno.errors.InvalidData("my mistake")),
-    },
-  ]
-) {
-  test(`serve: a handler that ${how} has failed, and is reported`, async () => {
-    using stderr = capture();
-    const peers = [new MemoryConnection(), new MemoryConnection()];
-    await using server = startInMemory(peers, { handler });
-    for (const peer of peers) {
-      const { outcome, reply } = await server.over.next();
-      assertEquals([outcome, reply, peer.log.at(-1)], ["failed", "", "close"]);
-    }
-    assertEquals(stderr.all.length, 2);
-    assertMatch(stderr.all[0]!, /my mistake/);
-  });
-}
-
-test("serve: once the time is up, nothing that a handler does changes the outcome", async () => {
-  const go = Promise.withResolvers<void>();
-  const next = new MemoryConnection();
-  const server = startInMemory([new MemoryConnection(), next], {
-    timeout: 20,
-    maxClients: 1,
-    handler: async (connection) => {
-      await connection.read(new Uint8Array(1)).catch(() => {});
-      if (connection === next) return "";
-      closed.resolve();
-      await go.promise;
-      return "a reply of my own";
-    },
-  });
-  const closed = Promise.withResolvers<void>();
-  await closed.promise;
-  const down = server.shutdown();
-  await turn();
-  // Its place and the end wait for the handler.
-  assertEquals([server.connected.all.length, server.over.all], [1, []]);
-  go.resolve();
-  await down;
-  assertEquals(server.over.all.map(({ outcome, reply }) => [outcome, reply]), [
-    ["timed-out", ""],
-  ]);
-});
-
-test("serve: a handler is called where the greeting could not be delivered", async () => {
-  const peer = new MemoryConnection({
-    write: () => fail(new Deno.errors.BrokenPipe("gone")),
-    reads: ["said before", null],
-  });
-  await using server = startInMemory([peer], { handler: readAll });
-  assertEquals((await server.over.next()).reply, "said before");
-});
-
-for (const type of [Deno.errors.ConnectionReset, Deno.errors.Interrupted]) {
-  test(`serve: no handler is called where the greeting met ${type.name}`, async () => {
-    let called = false;
-    const peer = new MemoryConnection({ write: () => fail(new type("")) });
-    await using server = startInMemory([peer], {
-      handler: () => Promise.resolve(`${called = true}`),
-    });
-    assertEquals((await server.over.next()).outcome, "reset");
-    assertEquals(called, false);
-  });
-}
-
-test("serve: an empty greeting sends nothing, and nothing is paced", async () => {
-  const handler = (connection: Deno.TcpConn) => readAll(connection);
-  const peers = Array.from({ length: 100 }, () => new MemoryConnection());
-  const controller = new AbortController();
-  const { signal } = controller;
-  const server = startInMemory(peers, { greeting: "", handler, signal });
-  for (const _ of peers) await server.connected.next();
-  controller.abort();
-  await server.finished;
-  assertEquals(peers[0]!.log, ["read", "close"]);
-});
-
-test("serve: with a timeout of Infinity, there is no timer", async () => {
-  using timer = timers();
-  const peer = new MemoryConnection({ reads: ["hello", null] });
-  await using server = startInMemory([peer], { timeout: Infinity });
-  assertEquals((await server.over.next()).reply, "hello");
-  assertEquals(timer.delays, []);
-});
-
-// serve: clients that fail
-
-socketTest("serve: a client that ends without a reply has left", async () => {
-  await using server = start();
-  using connection = await Deno.connect({ port: server.port });
-  await connection.closeWrite();
-  const { outcome, reply } = await server.over.next();
-  assertEquals([outcome, reply], ["left", ""]);
-});
-
-socketTest("serve: a silent client is closed when its time is up", async () => {
-  await using server = start({ timeout: 50 });
-  // Twice, as the second one comes when no deadline is running.
-  for (let i = 0; i < 2; i++) {
-    const began = performance.now();
-    using connection = await Deno.connect({ port: server.port });
-    assertEquals(await readAll(connection), GREETING);
-    assertEquals((await server.over.next()).outcome, "timed-out");
-    assert(performance.now() - began >= 50);
+test("sendAll: all is sent where a write takes a part", async () => {
+  for (const data of [TEXT, encode(TEXT)]) {
+    const sent: number[] = [];
+    const write = (bytes: Uint8Array) => {
+      sent.push(...bytes.subarray(0, 2));
+      return Promise.resolve(Math.min(bytes.length, 2));
+    };
+    await sendAll({ write }, data);
+    assertEquals(new Uint8Array(sent), encode(TEXT));
   }
 });
 
-test("serve: a client that keeps sending gets no more time", async () => {
-  await using server = startInMemory([dribbler()], { timeout: 50 });
-  const { outcome, reply } = await server.over.next();
-  assertEquals([outcome, reply], ["timed-out", ""]);
+test("receiveAll: a text is whole, however it comes", async () => {
+  for (const reader of ways(TEXT)) assertEquals(await receiveAll(reader), TEXT);
+  // A byte that is no UTF-8 becomes U+FFFD, and U+FEFF stays.
+  const bytes = Uint8Array.of(0xef, 0xbb, 0xbf, 0xff, 0x41, 0xe4);
+  assertEquals(await receiveAll(reads(bytes)), "\uFEFF\uFFFDA\uFFFD");
 });
 
-test("serve: each client has its own time, whoever came before", async () => {
-  const [silent, busy, last] = [
-    new MemoryConnection(),
-    new MemoryConnection({ reads: ["hi", null] }),
-    new MemoryConnection(),
-  ];
-  await using server = startInMemory([silent, busy, last], { timeout: 30 });
-  const outcomes = [];
-  for (let i = 0; i < 3; i++) outcomes.push((await server.over.next()).outcome);
-  assertEquals(outcomes, ["replied", "timed-out", "timed-out"]);
+test("receiveAll, readLines: as much as the limit is taken, and no more", async () => {
+  for (const limit of [10, undefined]) {
+    const most = "x".repeat(limit ?? 65_536);
+    assertEquals(await receiveAll(reads(most), limit), most);
+    await assertRejects(() => receiveAll(reads(most, "x"), limit), InvalidData);
+    const line = await readLines(reads(most, "\r\n"), limit).next();
+    assertEquals(line.value, most);
+    const endless = reads(...Array(20).fill(most)); // of one line, without its end
+    await assertRejects(() => readLines(endless, limit).next(), InvalidData);
+    assert(await endless.read(new Uint8Array(1)) !== null, "it read on");
+  }
 });
 
-socketTest(
-  "serve: a client that does not take a long greeting runs out of time",
-  async () => {
-    const server = start({ greeting: MORE_THAN_BUFFERS, timeout: 50 });
-    using _deaf = await Deno.connect({ port: server.port });
-    assertEquals((await server.over.next()).outcome, "timed-out");
-    await server.shutdown();
-  },
-);
+test("readLines: line ends, wherever the reads are cut", async () => {
+  const text = `\uFEFFone\n\r\ntwo\r\n${TEXT}\n\na\rb\r\r\nrest\r`;
+  const lines = ["\uFEFFone", "", "two", TEXT, "", "a\rb\r", "rest\r"];
+  for (const read of [readLines, client.readLines]) {
+    for (const reader of ways(text)) {
+      assertEquals(await Array.fromAsync(read(reader)), lines);
+    }
+    assertEquals(await Array.fromAsync(read(reads())), []);
+    const half = reads("one\n", Uint8Array.of(0xe4)); // of a character
+    assertEquals(await Array.fromAsync(read(half)), ["one", "\uFFFD"]);
+  }
+});
 
-socketTest(
-  "serve: an abort ends a long greeting that is not taken",
-  async () => {
+test("readLines: a line over the limit is an error after those before it, exactly", async () => {
+  const cases = {
+    "one\r\ntwo\n好好好\n": 3,
+    "one\ntwo\r": 1,
+    "one\ntwo!": 1,
+    "one\ntwo!\nsix\n": 1,
+    "one\ntwo\r\r\nsix": 1,
+    "one\ntwo\r!\r\n": 1,
+  };
+  for (const [text, count] of Object.entries(cases)) {
+    for (const reader of ways(text)) {
+      const lines: string[] = [];
+      const all = async () => {
+        for await (const line of readLines(reader, 3)) lines.push(line);
+      };
+      if (count === 3) await all();
+      else await assertRejects(all, InvalidData);
+      assertEquals(lines, ["one", "two", "好好好"].slice(0, count));
+    }
+  }
+});
+
+test("readLines: the work grows with the bytes, not with their square", async () => {
+  let left = 500_000;
+  const read = async (buffer: Uint8Array) => {
+    if (left % 10_000 === 0) await turn(); // lets the test be stopped
+    buffer[0] = 0x78;
+    return left-- > 0 ? 1 : null;
+  };
+  const { value } = await readLines({ read }, Infinity).next();
+  assertEquals(value?.length, 500_000);
+});
+
+test("printable: what a terminal obeys becomes an escape", () => {
+  const cases = {
+    [`${TEXT}'"\\`]: `${TEXT}'"\\`,
+    "one\r\n\ttwo\n": "one\\r\\n\\ttwo\\n",
+    "\0\x1b[2J\x7f\x9b": "\\u0000\\u001b[2J\\u007f\\u009b",
+    "\u2028\u2029\u202e\u2066\u061c": "\\u2028\\u2029\\u202e\\u2066\\u061c",
+  };
+  for (const [text, shown] of Object.entries(cases)) {
+    assertEquals(printable(text), shown);
+  }
+});
+
+// greet and reply
+
+it("greet: the greeting is whole, and ends its half, not the client's", async () => {
+  using pair = await connected();
+  const replied = greet(pair.there, MORE_THAN_BUFFERS);
+  await turn(); // so late is it read
+  assert(await receiveAll(pair.here, Infinity) === MORE_THAN_BUFFERS);
+  await sendAll(pair.here, "still ");
+  await sendAndEnd(pair.here, "here");
+  assertEquals(await replied, "still here");
+});
+
+onLinux("greet: a client that replied and left before is heard", async () => {
+  for (const text of [REPLY, ""]) {
+    using pair = await connected();
+    await sendAll(pair.here, text);
+    pair.here.close();
+    assertEquals(await greet(pair.there, GREETING), text);
+  }
+});
+
+test("greet: only a client that has ended before is still heard", async () => {
+  for (const step of ["write", "closeWrite"]) {
+    const greeted = (error: Error) => {
+      const broken = { [step]: () => Promise.reject(error) };
+      return greet(fake({ ...reads("a reply"), ...broken }), GREETING);
+    };
+    for (const type of [BrokenPipe, NotConnected]) {
+      assertEquals(await greeted(new type("")), "a reply");
+    }
+    for (const type of [TimedOut, ConnectionReset, Interrupted, Error]) {
+      await assertRejects(() => greeted(new type("")), type);
+    }
+  }
+});
+
+it("greet, reply: the lesson's client and server are understood", async () => {
+  // The client: one recv, one send, close. The server: accept, send, close.
+  using one = await connected();
+  const replied = greet(one.there, GREETING);
+  await one.here.read(new Uint8Array(1024));
+  await sendAll(one.here, REPLY);
+  one.here.close();
+  assertEquals(await replied, REPLY);
+  using other = await connected();
+  await sendAll(other.there, GREETING);
+  other.there.close();
+  assertEquals(await reply(other.here, () => REPLY), GREETING);
+});
+
+// serve: the handler and its connection
+
+it("serve: the connection is closed when the handler has settled, or by it", async () => {
+  for (const isOwn of [false, true]) {
+    let kept = () => {};
+    await using running = start({
+      handler: async (connection, renew) => {
+        kept = renew;
+        for await (const line of readLines(connection)) {
+          await sendAll(connection, `${line}!\n`);
+          if (line === "bye") break;
+        }
+        if (isOwn) connection[Symbol.dispose]();
+      },
+    });
+    using connection = await dial(running);
+    const lines = readLines(connection);
+    for (const line of ["hello", "bye"]) {
+      await sendAll(connection, `${line}\n`);
+      assertEquals((await lines.next()).value, `${line}!`);
+    }
+    assertEquals((await lines.next()).done, true);
+    await running.shutdown();
+    assertEquals(running.errors.all, []);
+    kept(); // a timer that it set would be left behind
+  }
+});
+
+it("serve: what a handler throws reaches onError as it is, after the close", async () => {
+  const given = new Events<[unknown, Deno.NetAddr]>();
+  let kept: Deno.TcpConn;
+  let act: () => unknown;
+  await using running = start({
+    handler: (connection) => {
+      kept = connection;
+      return act();
+    },
+    onError: (...all) => {
+      assertThrows(() => kept.close(), BadResource);
+      given.push(all);
+    },
+  });
+  for (const error of [new TypeError("mine"), new TimedOut("its"), "x", null]) {
+    const throwLater = () => turn().then(() => fail(error));
+    for (act of [() => fail(error), throwLater]) {
+      using connection = await dial(running);
+      const [reason, address] = await given.next();
+      assert(reason === error, `${reason} is not ${error}`);
+      assertEquals(address, connection.localAddr);
+    }
+  }
+});
+
+// serve: the time
+
+it("serve: a client that sends or reads nothing is closed when its time is up", async () => {
+  const send = (one: Deno.TcpConn) => sendAll(one, MORE_THAN_BUFFERS);
+  const acts = [receiveOne, receiveOne, send];
+  let next = 0;
+  const handler = (connection: Deno.TcpConn) => acts[next++]!(connection);
+  await using running = start({ timeout: 50, handler });
+  // One by one, so for each but the first no time is running when it comes.
+  for (const _ of acts) {
+    const began = performance.now();
+    using _silent = await dial(running);
+    const [error] = await running.errors.next();
+    assertEquals(nameOf(error), "TimeoutError");
+    assert(performance.now() - began >= 95, "50 ms, and 50 more");
+  }
+});
+
+it("serve: a handler under way gets no more time, but by renew", async () => {
+  for (const isRenewed of [false, true]) {
+    using timer = timers();
+    let lines = 0;
+    await using running = start({
+      timeout: 300,
+      handler: async (connection, renew) => {
+        for (; lines < 10; lines++) {
+          await pause(60);
+          await sendAll(connection, "more\n");
+          if (isRenewed) renew();
+        }
+      },
+    });
+    using connection = await dial(running);
+    await receiveAll(connection);
+    assert(Math.max(...timer.delays) <= 300);
+    assert(isRenewed ? lines === 10 : lines < 10, `${lines} lines`);
+  }
+});
+
+it("serve: each has its own time, whoever came or was renewed before", async () => {
+  const renews: (() => void)[] = [];
+  await using running = start({
+    timeout: 400,
+    handler: (connection, renew) => {
+      renews.push(renew);
+      return receiveOne(connection);
+    },
+  });
+  using first = await dial(running);
+  using gone = await dial(running);
+  using last = await dial(running);
+  for (let i = 0; i < 3; i++) await running.accepted.next();
+  gone.close();
+  await pause(150);
+  renews.forEach((renew, i) => i < 2 && renew());
+  for (const one of [last, first]) {
+    assertEquals((await running.errors.next())[1], one.localAddr);
+  }
+});
+
+it("serve: a handler that awaits something else goes on, and counts", async () => {
+  for (const isGood of [true, false]) {
+    const go = Promise.withResolvers<void>();
     const controller = new AbortController();
     const { signal } = controller;
-    const server = start({ greeting: MORE_THAN_BUFFERS, signal });
-    using _deaf = await Deno.connect({ port: server.port });
-    await server.connected.next();
-    await turn();
-    controller.abort();
-    await server.finished;
-    assertEquals(server.over.all.map(({ outcome }) => outcome), ["aborted"]);
-  },
-);
-
-for (
-  const { what, reply } of [
-    { what: "short replies", reply: REPLY },
-    { what: "replies of 60 kB", reply: "x".repeat(60_000) },
-  ]
-) {
-  socketTest(
-    `serve: after a standstill, ${what} that came in time are read`,
-    async () => {
-      await using server = start({ timeout: 400 });
-      const connections = [];
-      for (let i = 0; i < 50; i++) {
-        const connection = await Deno.connect({ port: server.port });
-        await readAll(connection);
-        connections.push(connection);
-      }
-      for (const connection of connections) {
-        // As one write, which the buffers take at once.
-        const written = connection.write(encode(reply));
-        connection.closeWrite();
-        written.catch(() => {});
-      }
-      standStill(600);
-      const outcomes = new Map<Outcome, number>();
-      for (const connection of connections) {
-        const { outcome } = await server.over.next();
-        outcomes.set(outcome, 1 + (outcomes.get(outcome) ?? 0));
-        connection.close();
-      }
-      assertEquals([...outcomes], [["replied", 50]]);
-    },
-  );
-}
-
-test("serve: after a standstill, what takes longer to read is read", async () => {
-  await using server = startInMemory([trickle()], { timeout: 100 });
-  await server.connected.next();
-  standStill(200);
-  assertEquals((await server.over.next()).reply, "x".repeat(10));
-});
-
-socketTest(
-  "serve: after a standstill, the time of a silent client is soon up",
-  async () => {
-    await using server = start({ timeout: 100 });
-    using _silent = await Deno.connect({ port: server.port });
-    await server.connected.next();
-    standStill(200);
-    const began = performance.now();
-    assertEquals((await server.over.next()).outcome, "timed-out");
-    assert(performance.now() - began < 1000);
-  },
-);
-
-test("serve: after a standstill, a client that keeps sending gets no more than a second", async () => {
-  await using server = startInMemory([dribbler()], { timeout: 20 });
-  await server.connected.next();
-  standStill(100);
-  assertEquals((await server.over.next()).outcome, "timed-out");
-});
-
-test("serve: no timer is asked for a time that is past", async () => {
-  using timer = timers();
-  const peers = Array.from({ length: 200 }, () => {
-    const peer = new MemoryConnection();
-    // Slow to close, so that the next is due before it is its turn.
-    const close = peer.close.bind(peer);
-    peer.close = () => {
-      standStill(1);
-      close();
+    const handler = async (connection: Deno.TcpConn, renew: () => void) => {
+      if (isGood) connection[Symbol.dispose]();
+      await go.promise;
+      renew(); // for nothing, where its time was up before
+      controller.abort();
+      if (!isGood) throw new Error("late");
     };
-    return peer;
+    const running = start({ timeout: 20, maxClients: 1, signal, handler });
+    using first = await dial(running);
+    assertEquals(await receiveAll(first), ""); // by itself, or its time is up
+    using _second = await dial(running);
+    const down = running.shutdown();
+    assertEquals(await soon(down), "waits");
+    assertEquals(running.accepted.all.length, 1);
+    go.resolve();
+    await down;
+    // What comes of it in the end is told only where it is an error.
+    const names = running.errors.all.map(([error]) => nameOf(error));
+    assertEquals(names, isGood ? [] : ["TimeoutError"]);
+  }
+});
+
+it("serve: replies that come in a standstill are whole", async () => {
+  const replies: string[] = [];
+  await using running = start({
+    timeout: 600,
+    handler: async (one) => void replies.push(await greet(one, GREETING)),
   });
-  await using server = startInMemory(peers, { timeout: 50 });
-  for (const _ of peers) await server.over.next();
-  assertEquals(timer.delays.filter((delay) => delay < 0), []);
+  const clients = await Promise.all(Array.from({ length: 20 }, async () => {
+    const one = await dial(running);
+    assertEquals(await receiveAll(one), GREETING);
+    return one;
+  }));
+  for (const one of clients) {
+    sendAll(one, "x".repeat(20_000)).then(() => one.close()); // read later
+  }
+  standStill(900);
+  while (replies.length + running.errors.all.length < 20) await turn();
+  assertEquals(replies, Array(20).fill("x".repeat(20_000)));
 });
 
-test("serve: a silent client is closed whoever came and went before", async () => {
-  const peers = Array.from({ length: 4 }, () => new MemoryConnection());
-  const [, second, third, last] = peers;
-  const listener = new MemoryListener([...peers]);
-  using _ = listening(() => listener);
-  await using server = start({ timeout: 200, maxClients: 3 });
-  for (let i = 0; i < 3; i++) await server.connected.next();
-  second!.gets(null);
-  third!.gets(null);
-  const outcomes = [];
-  for (let i = 0; i < 4; i++) outcomes.push((await server.over.next()).outcome);
-  assertEquals(outcomes, ["left", "left", "timed-out", "timed-out"]);
-  assertEquals(last!.log.at(-1), "close");
+// serve: the end, and errors
+
+it("serve: a shutdown accepts no more, lets the handlers finish, leaves nothing", async () => {
+  const { signal } = new AbortController();
+  const replies: string[] = [];
+  const running = start({
+    signal,
+    handler: async (one) => void replies.push(await greet(one, GREETING)),
+  });
+  using connection = await dial(running);
+  assertEquals(await receiveAll(connection), GREETING);
+  assertEquals(listenersOn(signal), 1);
+  const down = running.shutdown();
+  await assertRejects(() => exchange(running), Error);
+  await sendAndEnd(connection, REPLY);
+  await Promise.all([down, running.finished, running.shutdown()]);
+  assertEquals([replies, listenersOn(signal)], [[REPLY], 0]);
+  // The port is free again.
+  Deno.listen({ hostname: "127.0.0.1", port: running.addr.port }).close();
 });
 
-socketTest(
-  "serve: a client that resets before it is accepted harms nobody",
-  async () => {
-    await using server = start({ maxClients: 1 });
-    using first = await Deno.connect({ port: server.port });
-    await server.connected.next();
-    for (let i = 0; i < 20; i++) await (await resetter(server.port)).reset();
-    first.close();
-    assertEquals((await server.over.next()).outcome, "left");
-    assertEquals(await exchange({ port: server.port }), GREETING);
-  },
-);
+it("serve: an abort closes all, also one accepted in the very turn", async () => {
+  using real = listen();
+  for (let steps = 0; steps < 10; steps++) {
+    using timer = timers();
+    const controller = new AbortController();
+    const { signal } = controller;
+    const accepting = Promise.withResolvers<Deno.TcpConn>();
+    const options = { signal, timeout: Infinity, handler: receiveOne };
+    const running = startWith([accepting.promise], options);
+    using connection = await dial(real);
+    accepting.resolve(await real.accept());
+    for (let i = 0; i < steps; i++) await null;
+    if (steps > 7) await running.accepted.next(); // into the handler
+    const reason = steps % 2 === 0 ? new Error("enough") : null;
+    controller.abort(reason);
+    await running.finished;
+    assertEquals(await receiveAll(connection), "");
+    const told = running.accepted.all.map((address) => [reason, address]);
+    assertEquals([running.errors.all, timer.delays], [told, []]);
+  }
+});
 
-socketTest(
-  "serve: a client that resets before its reply has reset",
-  async () => {
-    await using server = start();
-    const rude = await resetter(server.port);
-    await server.connected.next();
-    await rude.reset();
-    const { client, outcome } = await server.over.next();
-    assertEquals([client.port, outcome], [rude.port, "reset"]);
-    assertEquals(await exchange({ port: server.port }), GREETING);
-  },
-);
+test("serve: after an abort no handler is called", async () => {
+  const controller = new AbortController();
+  const { signal } = controller;
+  const written = turn().then(() => 0);
+  const fakes = Array(20).fill(fake({ write: () => written }));
+  const handler = () => controller.abort();
+  const running = startWith(fakes, { signal, handler });
+  await running.finished;
+  assertEquals(running.accepted.all.length, 1);
+});
 
-socketTest(
-  "serve: a reply that breaks off in a reset is not a reply",
-  async () => {
-    await using server = start();
-    const rude = await resetter(server.port);
-    await rude.write("half a re");
-    await server.connected.next();
-    await rude.reset();
-    const { outcome, reply } = await server.over.next();
-    assertEquals([outcome, reply], ["reset", ""]);
-  },
-);
-
-test("serve: an error of any call on one connection stays with its client", async () => {
-  const error = new Deno.errors.BrokenPipe("broken");
-  const fail = () => {
-    throw error;
-  };
-  const behaviours: Behaviour[] = [
-    { write: fail, reads: [error] },
-    { write: (data) => data.length > 5 ? 5 : fail(), reads: [error] },
-    { closeWrite: fail, reads: [error] },
-    { reads: [error] },
-    { reads: ["half", error] },
-    { reads: ["hello", null] },
+it("serve: an onError that throws or rejects is shown and stops nothing", async () => {
+  using stderr = capture("error");
+  const onErrors = [
+    () => fail(new Error("it threw \x1b")),
+    () => Promise.reject(new Error("it rejected")),
+    () => new Promise(() => {}), // waited for by nobody
+    () => running.shutdown(),
   ];
-  const peers = behaviours.map((behaviour) => new MemoryConnection(behaviour));
-  await using server = startInMemory(peers);
-  const outcomes = [];
-  for (const _ of peers) outcomes.push((await server.over.next()).outcome);
-  assertEquals(outcomes.sort(), [...Array(5).fill("reset"), "replied"].sort());
-  for (const { log } of peers) assertEquals(log.at(-1), "close");
+  let next = 0;
+  const handler = () => fail(new Error("mine"));
+  const running = start({ handler, onError: () => onErrors[next++]!() });
+  for (const _ of onErrors) {
+    using connection = await dial(running);
+    await receiveAll(connection);
+  }
+  await running.finished;
+  assertEquals(stderr.all.length, 2);
+  assertMatch(stderr.all[0]!, /^Error: it threw \\u001b\n {4}at /);
+  assertMatch(stderr.all[1]!, /^Error: it rejected\n/);
 });
 
-test("serve: an outcome comes when the connection is closed", async () => {
-  const peer = new MemoryConnection({ reads: ["hello", null] });
-  const last = new Events<string | undefined>();
-  await using _server = startInMemory([peer], {
-    onOutcome: () => last.push(peer.log.at(-1)),
-  });
-  assertEquals(await last.next(), "close");
-});
-
-test("serve: a client that can't be greeted any more is still heard", async () => {
-  const fail = () => {
-    throw new Deno.errors.BrokenPipe("broken");
-  };
-  const peers = [
-    new MemoryConnection({ write: fail, reads: ["one", null] }),
-    new MemoryConnection({ closeWrite: fail, reads: ["two", null] }),
+it("serve: without an onError, an error is shown after the address", async () => {
+  const reset = Object.assign(new Error("\x1b\nme"), { code: "ECONNRESET" });
+  const mine = Object.assign(new TypeError("my \x1b"), { code: 7 });
+  const cases: [unknown, string][] = [
+    [reset, "Error: \\u001b\\nme"],
+    [new DOMException("up", "TimeoutError"), "TimeoutError: up"],
+    [new InvalidData("too long"), "InvalidData: too long"],
+    [new UnexpectedEof("no end"), "UnexpectedEof: no end"],
+    ["a\ttext", "a\\ttext"],
+    [null, "null"],
+    [mine, "TypeError: my \\u001b\n    at "],
   ];
-  await using server = startInMemory(peers);
-  const replies = [await server.over.next(), await server.over.next()];
-  assertEquals(replies.map(({ reply }) => reply).sort(), ["one", "two"]);
-});
-
-for (const maxReplyBytes of [undefined, 10, 1000]) {
-  const limit = maxReplyBytes ?? LIMIT;
-
-  socketTest(
-    `serve: a reply of ${limit} bytes, the limit, is taken`,
-    async () => {
-      await using server = start({ maxReplyBytes });
-      const reply = "x".repeat(limit);
-      await exchange({ port: server.port, reply });
-      assertEquals((await server.over.next()).reply, reply);
-    },
-  );
-
-  socketTest(
-    `serve: a client is cut off at ${limit + 1} bytes of a reply`,
-    async () => {
-      await using server = start({ maxReplyBytes });
-      using connection = await Deno.connect({ port: server.port });
-      await writeAll(connection, "x".repeat(limit + 1));
-      const { outcome, reply } = await server.over.next();
-      assertEquals([outcome, reply], ["too-long", ""]);
-      assertEquals(await exchange({ port: server.port }), GREETING);
-    },
-  );
-}
-
-test("serve: deaf clients run out of time and hold up nobody", async () => {
-  // More of them than may wait for their first write.
-  const deaf = Array.from({ length: 100 }, () => {
-    let first = true;
-    const write = () => {
-      const count = first ? 1 : never();
-      first = false;
-      return count;
-    };
-    return new MemoryConnection({ write });
-  });
-  const last = new MemoryConnection({ reads: ["hello", null] });
-  await using server = startInMemory([...deaf, last], { timeout: 100 });
-  assertEquals((await server.over.next()).reply, "hello");
-  for (const _ of deaf) {
-    assertEquals((await server.over.next()).outcome, "timed-out");
+  using stderr = capture("error");
+  for (const [error, shown] of cases) {
+    const handler = () => Promise.reject(error);
+    await using running = start({ onError: undefined, handler });
+    using connection = await dial(running);
+    const said = await stderr.next();
+    const all = `127.0.0.1:${connection.localAddr.port} ${shown}`;
+    // Only what no peer can cause comes with its stack.
+    assert(shown.endsWith("at ") ? said.startsWith(all) : said === all, said);
   }
 });
 
 // serve: accepting
 
-test("serve: no client is accepted while 32 wait for their first bytes", async () => {
-  const go = Promise.withResolvers<number>();
-  const waiting = Array.from(
-    { length: 32 },
-    () => new MemoryConnection({ write: () => go.promise }),
-  );
-  const next = new MemoryConnection();
-  const controller = new AbortController();
-  const { signal } = controller;
-  await using server = startInMemory([...waiting, next], { signal });
-  using _end = { [Symbol.dispose]: () => controller.abort() };
-  for (const _ of waiting) await server.connected.next();
-  await turn(); // in which the next one could have been accepted
-  assertEquals(server.listener.accepted, 32);
-  go.resolve(encode(GREETING).length);
-  await server.connected.next();
+it("serve: clients that reset before they are accepted harm nobody", async () => {
+  await using running = start({ maxClients: 1, handler: receiveOne });
+  const first = await dial(running);
+  await running.accepted.next();
+  for (let i = 0; i < 20; i++) await reset(await resetter(running));
+  using last = await dial(running);
+  await sendAll(last, "x");
+  first.close();
+  assertEquals(await receiveAll(last), "");
+  assertEquals(await running.accepted.next(), last.localAddr);
+  assertEquals(running.errors.all, []);
 });
 
-socketTest(
-  "serve: beyond maxClients a client waits, is not refused, and is served",
-  async () => {
-    await using server = start({ maxClients: 2 });
-    using first = await Deno.connect({ port: server.port });
-    using _second = await Deno.connect({ port: server.port });
-    const third = exchange({ port: server.port, reply: "third" });
-    await server.connected.next();
-    await server.connected.next();
-    await writeAll(first, "first");
-    await first.closeWrite();
-    assertEquals((await server.over.next()).reply, "first");
-    assertEquals(server.connected.all.length, 2);
-    assertEquals(await third, GREETING);
-    assertEquals((await server.over.next()).reply, "third");
-  },
-);
-
-for (
-  const { what, error } of [
-    { what: "NotConnected", error: new Deno.errors.NotConnected("gone") },
-    { what: "an unknown error", error: new Error("Invalid argument") },
-    { what: "no error object", error: "nothing known" as unknown as Error },
-  ]
-) {
-  test(`serve: ${what} of accepting concerns one client and costs no time`, async () => {
-    const lost = Array<Error>(300).fill(error);
-    const peer = new MemoryConnection({ reads: ["hello", null] });
-    const errors = new Events<Error>();
-    using timer = timers();
-    await using server = startInMemory([...lost, peer], {
-      onAcceptError: errors.push,
-      timeout: Infinity,
-    });
-    assertEquals((await server.over.next()).reply, "hello");
-    // A guard against spinning, a millisecond after each hundred.
-    assertEquals(timer.delays, [1, 1, 1]);
-    assertEquals(errors.all, []);
-  });
-}
-
-test("serve: the guard against spinning counts those lost in a row", async () => {
-  const lost = Array<Error>(99).fill(new Deno.errors.NotConnected("gone"));
-  const peer = () => new MemoryConnection({ reads: ["hello", null] });
+test("serve: an error of accepting concerns one client and costs no time", async () => {
+  const gone = Array(1000).fill(new NotConnected("gone"));
+  const errors = [...gone, new Error("Invalid argument"), "no error object"];
   using timer = timers();
-  await using server = startInMemory([...lost, peer(), ...lost, peer()], {
-    timeout: Infinity,
-  });
-  await server.over.next();
-  await server.over.next();
-  assertEquals(timer.delays, []);
+  using stderr = capture("error");
+  const accepts = [...errors.map((one) => () => fail(one)), fake()];
+  await using running = startWith(accepts, { timeout: Infinity });
+  await running.accepted.next();
+  assertEquals([timer.delays, stderr.all, running.errors.all], [[], [], []]);
 });
 
-for (const code of ["EMFILE", "ENFILE", "ENOBUFS", "ENOMEM"]) {
-  test(`serve: at ${code}, it says so once, waits and goes on`, async () => {
-    const full = () => Object.assign(new Error(code), { code });
-    const peer = () => new MemoryConnection({ reads: ["hello", null] });
-    const errors = new Events<Error>();
+test("serve: at a shortage it says so, waits, and goes on", async () => {
+  for (const code of ["EMFILE", "ENFILE", "ENOBUFS", "ENOMEM"]) {
+    using stderr = capture("error");
     const began = performance.now();
-    await using server = startInMemory(
-      [full(), full(), peer(), full(), peer()],
-      { onAcceptError: errors.push },
-    );
-    assertEquals((await server.over.next()).reply, "hello");
-    assert(performance.now() - began >= 190, "it waits between two tries");
-    assertEquals((await server.over.next()).reply, "hello");
-    assertEquals(errors.all.map(({ message }) => message), [code]);
-  });
-}
-
-test("serve: after a minute without a shortage, a new one is reported", async () => {
-  const errors = new Events<Error>();
-  let minute = 0;
-  const now = performance.now.bind(performance);
-  using _ = replace(performance, "now", () => now() + minute);
-  const peer = new MemoryConnection({ reads: ["hello", null] });
-  const shortages = ["one", "within the minute"].map(shortage);
-  const accepts = [...shortages, peer, shortage("two")];
-  await using server = startInMemory(accepts, {
-    maxClients: 1,
-    onAcceptError: (error) => {
-      errors.push(error);
-      minute += 59_000;
-    },
-    onOutcome: () => void (minute += 61_000),
-  });
-  assertEquals((await errors.next()).message, "one");
-  assertEquals((await errors.next()).message, "two");
-  await server.shutdown();
-});
-
-test("serve: after a shortage, a shutdown ends the tries", async () => {
-  const errors = new Events<Error>();
-  const server = startInMemory([shortage("full")], {
-    onAcceptError: errors.push,
-  });
-  await errors.next();
-  await server.shutdown();
-  assertEquals(server.listener.accepted, 1);
-});
-
-// serve: the end
-
-socketTest(
-  "serve: a shutdown takes no new clients and finishes the old",
-  async () => {
-    const server = start();
-    using connection = await Deno.connect({ port: server.port });
-    await server.connected.next();
-    const down = server.shutdown();
-    await assertRejects(() => exchange({ port: server.port }), Error);
-    assertEquals(await readAll(connection), GREETING);
-    await writeAll(connection, REPLY);
-    await connection.closeWrite();
-    assertEquals((await server.over.next()).reply, REPLY);
-    await Promise.all([down, server.finished, server.shutdown()]);
-    assertEquals(server.connected.all.length, 1);
-    // The port is free again.
-    Deno.listen({ hostname: "127.0.0.1", port: server.port }).close();
-  },
-);
-
-test("serve: a client accepted while the server stops is closed, not served", async () => {
-  const late = new MemoryConnection();
-  const accept = Promise.withResolvers<MemoryConnection>();
-  const listener = new MemoryListener([]);
-  listener.accept = () => accept.promise;
-  using _ = listening(() => listener);
-  const server = start();
-  const down = server.shutdown();
-  accept.resolve(late);
-  await down;
-  assertEquals(late.log, ["close"]);
-  assertEquals(server.connected.all, []);
-});
-
-socketTest(
-  "serve: at the end of its block, `await using` has shut the server down",
-  async () => {
-    let port;
-    {
-      await using server = start();
-      port = server.port;
-    }
-    await assertRejects(
-      () => exchange({ port }),
-      Deno.errors.ConnectionRefused,
-    );
-  },
-);
-
-socketTest(
-  "serve: aborting ends the server and its exchanges at once",
-  async () => {
-    const controller = new AbortController();
-    const server = start({ signal: controller.signal });
-    using connection = await Deno.connect({ port: server.port });
-    assertEquals(await readAll(connection), GREETING);
-    controller.abort();
-    await server.finished;
-    assertEquals(server.over.all.map(({ outcome }) => outcome), ["aborted"]);
-    await assertRejects(
-      () => exchange({ port: server.port }),
-      Deno.errors.ConnectionRefused,
-    );
-  },
-);
-
-/** A signal, and the listeners that are on it. */
-function watched() {
-  const { signal } = new AbortController();
-  const left = new Set<unknown>();
-  signal.addEventListener = (_: string, fn: unknown) => void left.add(fn);
-  signal.removeEventListener = (_: string, fn: unknown) => void left.delete(fn);
-  return { signal, left };
-}
-
-test("serve: a server that has ended leaves nothing on its signal", async () => {
-  const { signal, left } = watched();
-  const server = startInMemory([], { signal });
-  assertEquals(left.size, 1);
-  await server.shutdown();
-  assertEquals(left.size, 0);
-});
-
-test("serve: a server aborted as soon as it listens ends", async () => {
-  const controller = new AbortController();
-  const { signal } = controller;
-  const onListen = () => controller.abort();
-  const server = startInMemory([], { signal, onListen });
-  await server.finished;
-});
-
-test("serve: a signal aborted before keeps the server from listening", () => {
-  using _ = noSockets();
-  const signal = AbortSignal.abort(new Error("too late"));
-  assertThrows(() => serve({ signal }), Error, "too late");
-});
-
-// serve: callbacks
-
-test("serve: a callback that throws or rejects is reported and stops nothing", async () => {
-  const shown = new Events<unknown>();
-  using _ = replace(console, "error", shown.push);
-  const peer = () => new MemoryConnection({ reads: ["hello", null] });
-  const over = new Events<string>();
-  const server = startInMemory([peer(), shortage("full"), peer()], {
-    onListen: () => {
-      throw "onListen";
-    },
-    onConnect: () => Promise.reject("onConnect"),
-    onOutcome: ({ reply }) => {
-      over.push(reply);
-      throw "onOutcome";
-    },
-    onAcceptError: () => Promise.reject("onAcceptError"),
-  });
-  await over.next();
-  await over.next();
-  await server.shutdown();
-  assertEquals(
-    new Set(shown.all),
-    new Set(["onListen", "onConnect", "onOutcome", "onAcceptError"]),
-  );
-});
-
-test("serve: what a callback throws may be impossible to report", async () => {
-  using _ = replace(console, "error", () => {
-    throw new Error("stderr is closed");
-  });
-  const peer = new MemoryConnection({ reads: ["hello", null] });
-  await using server = startInMemory([peer], {
-    onConnect: () => {
-      throw new Error("mine");
-    },
-  });
-  assertEquals((await server.over.next()).reply, "hello");
-});
-
-test("serve: what a callback throws can do nothing to the terminal", async () => {
-  using stderr = capture();
-  const peer = new MemoryConnection({ reads: ["\x1b[2J{", null] });
-  await using server = startInMemory([peer], {
-    onOutcome: ({ reply }) => {
-      over.push(reply);
-      JSON.parse(reply);
-    },
-  });
-  const over = new Events<string>();
-  await over.next();
-  await server.shutdown();
-  assertMatch(stderr.all[0]!, /SyntaxError: .*\\u001b\[2J/);
-  // Its line ends are kept, and nothing else that a terminal obeys.
-  assertMatch(stderr.all[0]!, /\n {4}at /);
-  assertEquals(stderr.all[0]!.replaceAll("\n", "").match(/\p{Cc}/u), null);
-});
-
-test("serve: the end waits for what callbacks still do", async () => {
-  for (const name of ["onListen", "onConnect", "onOutcome", "onAcceptError"]) {
-    const go = Promise.withResolvers<void>();
-    const called = Promise.withResolvers<void>();
-    const peers = [new MemoryConnection({ reads: ["hello", null] })];
-    const server = startInMemory([...peers, shortage("full")], {
-      [name]: async () => {
-        called.resolve();
-        await go.promise;
-      },
-    });
-    await called.promise;
-    let ended = false;
-    const down = server.shutdown().then(() => ended = true);
-    await turn();
-    await turn();
-    assertEquals([name, ended], [name, false]);
-    go.resolve();
-    await down;
+    const lack = () => fail(Object.assign(new Error(`no ${code}`), { code }));
+    await using running = startWith([lack, lack, fake()]);
+    await running.accepted.next();
+    assert(performance.now() - began >= 195, "100 ms between two tries");
+    const said = "error: no client can be accepted for now, still trying";
+    assertEquals(stderr.all, [`${said}: no ${code}`]);
   }
 });
 
-test("serve: a callback may return shutdown() and go on", async () => {
-  const peers = [0, 1].map(() => new MemoryConnection({ reads: ["hi", null] }));
-  const listener = new MemoryListener(peers);
-  using _ = listening(() => listener);
-  const server: Server = serve({
-    maxClients: 1,
-    onOutcome: () => server.shutdown(),
+test("serve: a shortage is told at most once a minute", async () => {
+  using clock = fakeClock();
+  using stderr = capture("error");
+  const lacks = [0, 59_999, 1].map((milliseconds) => () => {
+    clock.add(milliseconds);
+    throw Object.assign(new Error(`${milliseconds}`), { code: "EMFILE" });
   });
-  await server.finished;
-  assertEquals(listener.accepted, 1);
+  await using _running = startWith(lacks);
+  assertMatch(await stderr.next(), /: 0$/);
+  assertMatch(await stderr.next(), /: 1$/);
 });
 
-// serve: options
-
-for (
-  const { option, values, error } of [
-    {
-      option: "port",
-      values: [-1, 1.5, 70_000, NaN, "8888"],
-      error: RangeError,
-    },
-    {
-      option: "timeout",
-      values: [0, -1, NaN, -Infinity, 2_147_483_648, "10"],
-      error: RangeError,
-    },
-    {
-      option: "maxClients",
-      values: [0, -1, 1.5, NaN, Infinity],
-      error: RangeError,
-    },
-    {
-      option: "maxReplyBytes",
-      values: [0, -1, 1.5, NaN, Infinity, 536_870_889],
-      error: RangeError,
-    },
-    { option: "hostname", values: ["", 5, null], error: TypeError },
-    { option: "greeting", values: [5, null], error: TypeError },
-    { option: "signal", values: [{}], error: TypeError },
-  ]
-) {
-  test(`serve: a wrong ${option} is refused before it listens`, () => {
-    using _ = noSockets();
-    const name = option === "signal" ? "" : option;
-    for (const value of values) {
-      assertThrows(() => serve({ [option]: value }), error, name);
-    }
-  });
-}
-
-test("serve: its times are in milliseconds, and are said so", () => {
-  const message = "a number of milliseconds above 0, at most 2147483647, not 0";
-  assertThrows(() => serve({ timeout: 0 }), RangeError, message);
-});
-
-// exchange
-
-socketTest(
-  "exchange: the lesson's server is understood: accept, send, close",
-  async () => {
-    using listener = listen();
-    const greeting = exchange({ port: listener.addr.port });
-    using connection = await listener.accept();
-    await writeAll(connection, GREETING);
-    connection[Symbol.dispose]();
-    assertEquals(await greeting, GREETING);
-  },
-);
-
-socketTest(
-  "exchange: it sends its reply and nothing else, then closes",
-  async () => {
-    using listener = listen();
-    const reply = "x".repeat(1_000_000);
-    const greeting = exchange({ port: listener.addr.port, reply });
-    using connection = await listener.accept();
-    await writeAll(connection, "hello");
-    await connection.closeWrite();
-    assertEquals(await readAll(connection), reply);
-    assertEquals(await greeting, "hello");
-  },
-);
-
-test("exchange: it replies only after the end of the greeting", async () => {
-  const connection = new MemoryConnection({ reads: ["你", 0, "好", null] });
-  using _ = connectTo(connection);
-  const order: string[] = [];
-  await exchange({
-    onConnect: ({ port }) => void order.push(`connected to ${port}`),
-    onGreeting: (greeting) => void order.push(greeting, ...connection.log),
-  });
-  assertEquals(order, [
-    "connected to 7",
-    "你好",
-    ..."read ".repeat(4).trim().split(" "),
-  ]);
-  assertEquals(connection.log.slice(4), ["write", "close"]);
-});
-
-for (const [how, reads] of Object.entries(pieces())) {
-  test(`exchange: a greeting that comes ${how} is read whole`, async () => {
-    const peer = new MemoryConnection({ reads: [...reads, null] });
-    using _ = connectTo(peer);
-    assertEquals(await exchange(), TEXT);
-  });
-}
-
-test("exchange: a reply is sent whole where a write takes one byte", async () => {
-  const peer = new MemoryConnection({ reads: ["hi", null], write: () => 1 });
-  using _ = connectTo(peer);
-  await exchange({ reply: TEXT });
-  assertEquals(new Uint8Array(peer.sent), encode(TEXT));
-});
-
-socketTest(
-  "exchange: a greeting in pieces on a real connection is read whole",
-  async () => {
-    using listener = listen();
-    const greeting = exchange({ port: listener.addr.port });
-    using connection = await listener.accept();
-    connection.setNoDelay();
-    for (const byte of encode(TEXT)) {
-      await writeAll(connection, Uint8Array.of(byte));
-    }
-    await connection.closeWrite();
-    assertEquals(await greeting, TEXT);
-  },
-);
-
-test("exchange: bytes that are not UTF-8 become U+FFFD in a greeting", async () => {
-  const peer = new MemoryConnection({
-    reads: [Uint8Array.of(0xff, 0x41, 0xe4), null],
-  });
-  using _ = connectTo(peer);
-  assertEquals(await exchange(), "\uFFFDA\uFFFD");
-});
-
-socketTest(
-  "exchange: a server that closes without a greeting is an error",
-  async () => {
-    using listener = listen();
-    const result = exchange({ port: listener.addr.port });
-    (await listener.accept()).close();
-    await assertRejects(() => result, Deno.errors.UnexpectedEof);
-  },
-);
-
-test("exchange: a greeting that breaks off is an error, whatever came before", async () => {
-  const reads = ["half", new Deno.errors.ConnectionReset("reset")];
-  const peer = new MemoryConnection({ reads });
-  using _ = connectTo(peer);
-  await assertRejects(() => exchange(), Deno.errors.ConnectionReset);
-  assertEquals(peer.log.at(-1), "close");
-});
-
-test("exchange: a reply that can't be sent is an error", async () => {
-  const write = () => {
-    throw new Deno.errors.BrokenPipe("gone");
+test("serve: no client is accepted while 32 can't be written to yet", async () => {
+  const writable = Promise.withResolvers<number>();
+  const settled = Promise.withResolvers<void>();
+  const writes: Uint8Array[] = [];
+  const write = (data: Uint8Array) => {
+    writes.push(data);
+    return writable.promise;
   };
-  const peer = new MemoryConnection({ reads: ["hello", null], write });
-  using _ = connectTo(peer);
-  await assertRejects(() => exchange(), Deno.errors.BrokenPipe);
-  assertEquals(peer.log.at(-1), "close");
+  const fakes = Array(40).fill(fake({ write }));
+  await using running = startWith(fakes, { handler: () => settled.promise });
+  await turn();
+  assertEquals([running.accepted.all.length, fakes.length], [0, 40 - 32]);
+  writable.resolve(0);
+  await turn();
+  assertEquals([running.accepted.all.length, fakes.length], [40, 0]);
+  assertEquals(writes, Array(40).fill(new Uint8Array(0)));
+  settled.resolve();
 });
 
-for (const maxGreetingBytes of [undefined, 10, 1000]) {
-  const limit = maxGreetingBytes ?? LIMIT;
-
-  socketTest(
-    `exchange: a greeting of ${limit} bytes, the limit, is taken`,
-    async () => {
-      const greeting = "x".repeat(limit);
-      await using server = start({ greeting });
-      assertEquals(
-        await exchange({ port: server.port, maxGreetingBytes }),
-        greeting,
-      );
-    },
-  );
-
-  socketTest(
-    `exchange: a greeting of ${limit + 1} bytes is an error`,
-    async () => {
-      await using server = start({ greeting: "x".repeat(limit + 1) });
-      await assertRejects(
-        () => exchange({ port: server.port, maxGreetingBytes }),
-        Deno.errors.InvalidData,
-      );
-    },
-  );
-}
-
-// exchange: its time
-
-socketTest(
-  "exchange: a server that says nothing runs out of time",
-  async () => {
-    using listener = listen();
-    const result = exchange({ port: listener.addr.port, timeout: 50 });
-    using connection = await listener.accept();
-    await assertRejects(() => result, Deno.errors.TimedOut);
-    assertEquals(await readAll(connection), "");
-  },
-);
-
-test("exchange: a server that keeps sending gets no more time", async () => {
-  using _ = connectTo(dribbler());
-  await assertRejects(() => exchange({ timeout: 50 }), Deno.errors.TimedOut);
+test("serve: a client that can't be written to is gone as if it had not come", async () => {
+  const controller = new AbortController();
+  let closed = 0;
+  const gone = fake({
+    write: () => Promise.reject(new BrokenPipe("gone")),
+    [Symbol.dispose]: () => closed++,
+  });
+  const options = { signal: controller.signal, maxClients: 1 };
+  await using running = startWith(Array(100).fill(gone), options);
+  await turn();
+  controller.abort(); // closes none again, as nothing is kept of them
+  assertEquals(closed, 100);
+  assertEquals([running.accepted.all, running.errors.all], [[], []]);
 });
 
-socketTest(
-  "exchange: a server that does not take a long reply runs out of time",
-  async () => {
-    using listener = listen();
-    const { port } = listener.addr;
-    const result = exchange({ port, reply: MORE_THAN_BUFFERS, timeout: 100 });
-    using connection = await listener.accept();
-    await writeAll(connection, "hello");
-    await connection.closeWrite();
-    await assertRejects(() => result, Deno.errors.TimedOut);
-  },
-);
-
-socketTest(
-  "exchange: an abort ends a long reply that is not taken",
-  async () => {
-    using listener = listen();
-    const controller = new AbortController();
-    const result = exchange({
-      port: listener.addr.port,
-      reply: MORE_THAN_BUFFERS,
-      signal: controller.signal,
-      onGreeting: () => void setTimeout(() => controller.abort("enough"), 20),
-    });
-    using connection = await listener.accept();
-    await writeAll(connection, "hello");
-    await connection.closeWrite();
-    assertEquals(await result.catch((error) => error), "enough");
-  },
-);
-
-socketTest(
-  "exchange: after a standstill, a greeting that came in time is read",
-  async () => {
-    using listener = listen();
-    const connected = Promise.withResolvers<void>();
-    const greeting = "x".repeat(60_000);
-    const result = exchange({
-      port: listener.addr.port,
-      timeout: 400,
-      onConnect: () => connected.resolve(),
-    });
-    {
-      using connection = await listener.accept();
-      await connected.promise;
-      connection.write(encode(greeting)).catch(() => {});
-      connection.closeWrite();
-      standStill(600);
-      assertEquals(await result, greeting);
-    }
-  },
-);
-
-test("exchange: after a standstill, what takes longer to read is read", async () => {
-  using _ = connectTo(trickle());
-  const onConnect = () => standStill(200);
-  assertEquals(await exchange({ timeout: 100, onConnect }), "x".repeat(10));
+it("serve: what the fakes do, real sockets do", async () => {
+  const listener = listen();
+  const { port } = listener.addr;
+  assertThrows(() => Deno.listen({ hostname: "127.0.0.1", port }), AddrInUse);
+  const accepting = listener.accept();
+  listener[Symbol.dispose]();
+  listener[Symbol.dispose]();
+  await assertRejects(() => accepting, BadResource);
+  await assertRejects(() => listener.accept(), BadResource);
+  using pair = await connected();
+  assertEquals(await pair.here.write(new Uint8Array(0)), 0);
+  const part = await pair.here.write(encode(MORE_THAN_BUFFERS));
+  assert(part > 0 && part < MORE_THAN_BUFFERS.length, `${part} bytes`);
+  const reading = receiveOne(pair.here);
+  pair.here[Symbol.dispose]();
+  pair.here[Symbol.dispose]();
+  await assertRejects(() => reading, Interrupted);
+  await assertRejects(() => pair.here.write(new Uint8Array(0)), BadResource);
 });
 
-socketTest(
-  "exchange: after a standstill, the time of a silent server is soon up",
-  async () => {
-    using listener = listen();
-    const result = exchange({ port: listener.addr.port, timeout: 100 });
-    using _connection = await listener.accept();
-    standStill(200);
-    const began = performance.now();
-    await assertRejects(() => result, Deno.errors.TimedOut);
-    assert(performance.now() - began < 1000);
-  },
-);
-
-test("exchange: with a timeout of Infinity, there is no timer", async () => {
+test("serve: an option that is left out has its default", async () => {
+  const fakes = Array(2000).fill(fake());
+  using _ = onListen(({ hostname, port, tcpBacklog }) => {
+    assertEquals([hostname, port], ["127.0.0.1", 8888]);
+    assert(tcpBacklog! > 511, "Deno's default overflows in a burst");
+    return listenerOf(fakes);
+  });
+  const go = Promise.withResolvers<void>();
   using timer = timers();
-  using _ = connectTo(new MemoryConnection({ reads: ["hello", null] }));
-  assertEquals(await exchange({ timeout: Infinity }), "hello");
-  assertEquals(timer.delays, []);
+  await using _running = serve({ handler: () => go.promise });
+  await turn();
+  go.resolve();
+  assertEquals(Math.round(Math.max(...timer.delays) / 100), 100);
+  assertEquals(fakes.length, 2000 - 1024);
 });
 
-test("exchange: its time covers connecting", async () => {
-  using _ = connecting(hang);
-  await assertRejects(() => exchange({ timeout: 50 }), Deno.errors.TimedOut);
-  // Waiting is for refused connections alone.
-  await assertRejects(
-    () => exchange({ timeout: 50, wait: 60_000 }),
-    Deno.errors.TimedOut,
-  );
+// connect
+
+it("connect: it gives what the handler gives, has closed then, leaves nothing", async () => {
+  await using running = start({ handler: (one) => greet(one, GREETING) });
+  const { port } = running.addr;
+  const { signal } = new AbortController();
+  let kept: Deno.TcpConn;
+  const handler = async (connection: Deno.TcpConn) => {
+    kept = connection;
+    assertEquals(listenersOn(signal), 1);
+    return (await reply(connection, (greeting) => greeting)).length;
+  };
+  assertEquals(await connect({ port, signal, handler }), GREETING.length);
+  assertThrows(() => kept.close(), BadResource);
+  assertEquals(listenersOn(signal), 0);
 });
 
-// exchange: waiting for a server
-
-socketTest(
-  "exchange: with wait, it finds a server that starts late",
-  async () => {
-    const free = listen();
-    const { port } = free.addr;
-    free.close();
-    const refused = Promise.withResolvers<void>();
-    const connect = Deno.connect;
-    using _ = connecting(async (options) => {
-      try {
-        return await connect(options);
-      } catch (error) {
-        refused.resolve();
-        throw error;
-      }
-    });
-    // Its time is shorter than the wait, and starts anew with each try.
-    const greeting = exchange({ port, wait: 60_000, timeout: 5_000 });
-    await refused.promise;
-    await using _server = start({ port });
-    assertEquals(await greeting, GREETING);
-  },
-);
-
-test("exchange: its time does not run while it waits", async () => {
-  let tries = 0;
-  const peer = new MemoryConnection({ reads: ["hello", null] });
-  using _ = connecting(() => {
-    if (++tries > 3) return Promise.resolve(peer);
-    return refused();
-  });
-  assertEquals(await exchange({ wait: 60_000, timeout: 40 }), "hello");
-  assertEquals(tries, 4);
+it("connect: what the handler throws is the error, and is not tried again", async () => {
+  await using running = start({ timeout: Infinity });
+  using timer = timers();
+  const { port } = running.addr;
+  for (const error of [new ConnectionRefused("mine"), "text", null]) {
+    for (const handler of [() => fail(error), () => Promise.reject(error)]) {
+      const options = { port, wait: 5_000, timeout: Infinity, handler };
+      const thrown = await errorOf(connect(options));
+      assert(thrown === error, `${thrown} is not ${error}`);
+    }
+  }
+  assertEquals(timer.delays, []); // none, as its time is Infinity
 });
 
-test("exchange: after a refusal, the next try has a deadline as well", async () => {
-  let tries = 0;
-  using _ = connecting((options) => {
-    if (++tries > 1) return hang(options);
-    return refused();
-  });
-  await assertRejects(
-    () => exchange({ wait: 60_000, timeout: 50 }),
-    Deno.errors.TimedOut,
-  );
-});
-
-test("exchange: when the wait is over, a refusal is an error", async () => {
-  let tries = 0;
-  using _ = connecting(() => {
-    tries++;
-    return refused();
-  });
-  await assertRejects(() => exchange(), Deno.errors.ConnectionRefused);
-  assertEquals(tries, 1);
-  await assertRejects(
-    () => exchange({ wait: 120 }),
-    Deno.errors.ConnectionRefused,
-  );
-  assert(tries >= 3 && tries <= 5, `${tries} tries in 120 ms`);
-});
-
-test("exchange: a connection to itself is closed and counts as refused", async () => {
-  const itself = new MemoryConnection();
-  itself.localAddr = itself.remoteAddr;
-  const peer = new MemoryConnection({ reads: ["hello", null] });
-  const connections = [itself, peer];
-  using _ = connecting(() => Promise.resolve(connections.shift()!));
-  const server: Deno.NetAddr[] = [];
-  const onConnect = (address: Deno.NetAddr) => void server.push(address);
-  assertEquals(await exchange({ wait: 60_000, onConnect }), "hello");
-  assertEquals([itself.log, server.length], [["close"], 1]);
-
-  connections.push(itself.again());
-  await assertRejects(() => exchange(), Deno.errors.ConnectionRefused);
-});
-
-test("exchange: another host's same port is no connection to itself", async () => {
-  const peer = new MemoryConnection({ reads: ["hello", null] });
-  peer.localAddr = { ...peer.remoteAddr, hostname: "::2" };
-  using _ = connectTo(peer);
-  assertEquals(await exchange(), "hello");
-});
-
-// exchange: callbacks and the end
-
-test("exchange: it awaits its callbacks, and rejects with their errors", async () => {
-  for (const name of ["onConnect", "onGreeting"] as const) {
-    const peer = new MemoryConnection({ reads: ["hello", null] });
-    using _ = connectTo(peer);
-    const mine = async () => {
-      await turn();
-      throw new Error("mine");
-    };
-    await assertRejects(() => exchange({ [name]: mine }), Error, "mine");
-    assertEquals(peer.log.includes("write"), false);
-    assertEquals(peer.log.at(-1), "close");
+it("connect: its time covers a server that sends or reads nothing", async () => {
+  using silent = listen();
+  const { port } = silent.addr;
+  const send = (one: Deno.TcpConn) => sendAll(one, MORE_THAN_BUFFERS);
+  for (const handler of [receiveOne, send]) {
+    const began = performance.now();
+    const options = { port, timeout: 50, handler };
+    const error = await errorOf(connect<unknown>(options));
+    assertEquals(nameOf(error), "TimeoutError");
+    assert(performance.now() - began >= 95, "50 ms, and 50 more");
   }
 });
 
-test("exchange: its time runs on during a callback, which ends before it rejects", async () => {
-  for (const name of ["onConnect", "onGreeting"] as const) {
-    const peer = new MemoryConnection({ reads: ["hello", null] });
-    using _ = connectTo(peer);
-    const go = Promise.withResolvers<void>();
-    const order: string[] = [];
-    const result = exchange({ timeout: 20, [name]: () => go.promise })
-      .catch((error) => void order.push(error.name));
-    while (!peer.log.includes("close")) await turn();
-    order.push("closed");
-    await turn();
-    order.push("called back");
-    go.resolve();
-    await result;
-    assertEquals(order, ["closed", "called back", "TimedOut"]);
+it("connect: renew starts the time anew, and does nothing at the end", async () => {
+  using silent = listen();
+  const { port } = silent.addr;
+  let kept = () => {};
+  const handler = async (connection: Deno.TcpConn, renew: () => void) => {
+    kept = renew;
+    for (let i = 0; i < 10; i++) {
+      await pause(60);
+      await sendAll(connection, "more\n");
+      renew();
+    }
+    return "all sent";
+  };
+  assertEquals(await connect({ port, timeout: 300, handler }), "all sent");
+  kept(); // a timer that it set would be left behind
+});
+
+it("connect: a greeting that comes in a standstill is whole", async () => {
+  using listener = listen();
+  const { port } = listener.addr;
+  const handler = (one: Deno.TcpConn) => receiveAll(one);
+  const given = connect({ port, timeout: 400, handler });
+  using peer = await listener.accept();
+  await turn(); // The client reads.
+  sendAndEnd(peer, GREETING);
+  standStill(700);
+  assertEquals(await given, GREETING);
+});
+
+test("connect: each try has the whole time, and the pauses take none of it", async () => {
+  let tries = 0;
+  using _ = onConnect((options) => ++tries < 5 ? refuse() : hang(options));
+  // The four pauses take several times as long.
+  const given = connect({ timeout: 10, wait: 5_000, handler });
+  assertEquals(nameOf(await errorOf(given)), "TimeoutError");
+  assertEquals(tries, 5);
+});
+
+test("connect: only a refusal is tried again, until the wait is over", async () => {
+  let closed = 0;
+  const { localAddr } = fake();
+  const itself = { remoteAddr: { ...localAddr }, close: () => closed++ };
+  const toItself = () => Promise.resolve(fake(itself));
+  const other = () => Promise.reject(new TimedOut("no"));
+  for (const act of [refuse, toItself, other]) {
+    for (const wait of [undefined, 0, 120]) {
+      using timer = timers();
+      let tries = 0;
+      using _ = onConnect(({ hostname, port }) => {
+        assertEquals([hostname, port], ["127.0.0.1", 8888]);
+        tries++;
+        return act();
+      });
+      const began = performance.now();
+      const error = await errorOf(connect({ wait, handler }));
+      assert(error instanceof (act === other ? TimedOut : ConnectionRefused));
+      const isRetried = wait === 120 && act !== other;
+      assertEquals(tries > 1, isRetried);
+      if (isRetried) assert(performance.now() - began >= 120);
+      assertEquals(timer.delays[0], 10_000); // the default of timeout
+    }
+  }
+  assert(closed > 3, "a connection to itself is closed");
+});
+
+onLinux("connect: a real connection to itself has one address", async () => {
+  const port = freePort();
+  const address = { host: "127.0.0.1", localAddress: "127.0.0.1" };
+  const socket = connectNode({ ...address, port, localPort: port });
+  await once(socket, "connect");
+  assertEquals([socket.localPort, socket.remotePort], [port, port]);
+  await once(socket.destroy(), "close");
+});
+
+test("connect: an abort ends a connect and a pause, with its reason", async () => {
+  for (const act of [hang, refuse]) {
+    for (const reason of [new Error("enough"), null]) {
+      using _ = onConnect(act);
+      const controller = new AbortController();
+      const { signal } = controller;
+      const given = errorOf(connect({ signal, wait: 60_000, handler }));
+      for (let i = 0; i < 20; i++) await null; // into the connect, or the pause
+      controller.abort(reason);
+      const thrown = await soon(given);
+      assert(thrown === reason, `${thrown} is not ${reason}`);
+      assertEquals(listenersOn(signal), 0);
+    }
   }
 });
 
-/** Where an exchange is when it is aborted: how to connect, and from where. */
-const stages: Record<
-  string,
-  (abort: () => void) => {
-    connect: (options: Deno.ConnectOptions) => Promise<Deno.TcpConn>;
-    options?: Parameters<typeof exchange>[0];
-  }
-> = {
-  "connecting": (abort) => ({
-    connect: (options) => {
-      setTimeout(abort);
-      return hang(options);
-    },
-  }),
-  "connected just now": (abort) => ({
-    connect: () => {
-      abort();
-      return Promise.resolve(new MemoryConnection());
-    },
-  }),
-  "waiting for a server": (abort) => ({
-    connect: ({ signal }) => {
-      signal!.throwIfAborted();
-      setTimeout(abort);
-      return refused();
-    },
-    options: { wait: 60_000 },
-  }),
-  "reading": (abort) => ({
-    connect: () => Promise.resolve(new MemoryConnection()),
-    options: { onConnect: () => void setTimeout(abort) },
-  }),
-  "writing": (abort) => ({
-    connect: () =>
-      Promise.resolve(
-        new MemoryConnection({ reads: ["hi", null], write: never }),
-      ),
-    options: { onGreeting: () => void setTimeout(abort) },
-  }),
-};
-
-for (const [stage, at] of Object.entries(stages)) {
-  test(`exchange: aborted while ${stage}, it ends with the reason`, async () => {
-    const reason = new Error("enough");
+it("connect: an abort closes a connection, also one just made", async () => {
+  await using running = start({ handler: receiveOne });
+  for (let steps = 0; steps < 10; steps++) {
+    const connection = await dial(running);
+    const dialing = Promise.withResolvers<Deno.TcpConn>();
+    using _ = onConnect(() => dialing.promise);
     const controller = new AbortController();
-    const { connect, options } = at(() => controller.abort(reason));
-    const connections: Deno.TcpConn[] = [];
-    using _ = connecting(async (options) => {
-      const connection = await connect(options);
-      connections.push(connection);
-      return connection;
-    });
-    const result = exchange({ ...options, signal: controller.signal });
-    assertEquals(await result.catch((error) => error), reason);
-    // It is closed, so another close is one too many.
-    for (const connection of connections) {
-      assertThrows(() => connection.close(), Deno.errors.BadResource);
-    }
-  });
-}
-
-test("exchange: aborted before, it does not connect", async () => {
-  using _ = noSockets();
-  const signal = AbortSignal.abort(new Error("too late"));
-  await assertRejects(() => exchange({ signal }), Error, "too late");
+    const given = connect({ signal: controller.signal, handler: receiveOne });
+    dialing.resolve(connection);
+    for (let i = 0; i < steps; i++) await null;
+    controller.abort(new Error("enough"));
+    await assertRejects(() => given, Error, "enough");
+    assertThrows(() => connection.close(), BadResource);
+  }
 });
 
-test("exchange: one that has ended leaves nothing on its signal", async () => {
-  const { signal, left } = watched();
-  using _ = connectTo(new MemoryConnection({ reads: ["hello", null] }));
-  const result = exchange({ signal });
-  assertEquals(left.size, 1);
-  await result;
-  assertEquals(left.size, 0);
-  await assertRejects(() => exchange({ signal }), Error);
-  assertEquals(left.size, 0);
-});
-
-for (
-  const { option, values, error } of [
-    {
-      option: "port",
-      values: [0, -1, 1.5, 70_000, NaN, "8888"],
-      error: RangeError,
-    },
-    {
-      option: "timeout",
-      values: [0, -1, NaN, -Infinity, 2_147_483_648, "10"],
-      error: RangeError,
-    },
-    {
-      option: "wait",
-      values: [-1, NaN, Infinity, 2_147_483_648, "1"],
-      error: RangeError,
-    },
-    {
-      option: "maxGreetingBytes",
-      values: [0, -1, 1.5, NaN, Infinity, 536_870_889],
-      error: RangeError,
-    },
-    { option: "hostname", values: ["", 5, null], error: TypeError },
-    { option: "reply", values: ["", 5, null], error: TypeError },
-    { option: "signal", values: [{}], error: TypeError },
-  ]
-) {
-  test(`exchange: a wrong ${option} is refused before it connects`, async () => {
-    using _ = noSockets();
-    const name = option === "signal" ? "" : option;
-    for (const value of values) {
-      await assertRejects(() => exchange({ [option]: value }), error, name);
+test("serve, connect: what is wrong is refused before any connection", async () => {
+  using _listen = onListen(() => fail(new Error("it listened")));
+  using _connect = onConnect(() => fail(new Error("it connected")));
+  const serves = (own: object) => Promise.try(serve, { handler, ...own });
+  const connects = (own: object) => connect({ handler, ...own });
+  for (const act of [serves, connects]) {
+    for (const timeout of [0, -1, NaN, -Infinity, 2 ** 31]) {
+      await assertRejects(() => act({ timeout }), RangeError, "timeout");
     }
-  });
-}
-
-test("exchange: its times are in milliseconds, and are said so", async () => {
-  const message = "a number of milliseconds from 0, at most 2147483647, not -1";
-  await assertRejects(() => exchange({ wait: -1 }), RangeError, message);
+    const signal = AbortSignal.abort(new Error("too late"));
+    await assertRejects(() => act({ signal }), Error, "too late");
+  }
+  for (const maxClients of [0, 0.5, NaN]) {
+    await assertRejects(() => serves({ maxClients }), RangeError, "maxClients");
+  }
+  for (const wait of [-1, NaN]) {
+    await assertRejects(() => connects({ wait }), RangeError, "wait");
+  }
 });
 
 // server.ts
 
-socketTest(
-  "server.ts: it prints what happens, and on a signal it ends",
-  async () => {
-    const { port, line, handlers, result } = await startServer(
-      {},
-      "--timeout",
-      "1",
-    );
-    const is = (port: number | undefined, words: string) =>
-      new RegExp(`^127\\.0\\.0\\.1:${port} ${words}$`);
+/** What a client does, what is printed of it, and the code with --once. */
+const OUTCOMES: [(one: Deno.TcpConn) => unknown, string, number][] = [
+  [(one) => sendAndEnd(one, "1\x1b\n\r\n"), "replied: 1\\u001b\\n", 0],
+  [(one) => one.closeWrite(), "left without a reply", 0],
+  [(one) => sendAndEnd(one, TOO_LONG), "sent too long a reply", 1],
+  [() => {}, "timed out", 1],
+];
 
-    await exchange({ port });
-    const [first] = await line(/^127\.0\.0\.1:(\d+) connected$/);
-    await line(is(Number(first), `replied: ${REPLY}`));
-
-    using leaves = await Deno.connect({ port });
-    await line(is(leaves.localAddr.port, "connected"));
-    await leaves.closeWrite();
-    await line(is(leaves.localAddr.port, "left without a reply"));
-
-    const resets = await resetter(port);
-    await line(is(resets.port, "connected"));
-    await resets.reset();
-    await line(is(resets.port, "reset the connection"));
-
-    using talks = await Deno.connect({ port });
-    await line(is(talks.localAddr.port, "connected"));
-    await writeAll(talks, "x".repeat(LIMIT + 1));
-    await line(is(talks.localAddr.port, "sent too long a reply"));
-
-    using silent = await Deno.connect({ port });
-    await line(is(silent.localAddr.port, "connected"));
-    handlers.get("SIGINT")!();
-    await line(/^Stopping: 1 client to finish$/);
-    await line(is(silent.localAddr.port, "timed out"));
-    await line(/^Served 5 clients$/);
-    const { code, err } = await result();
-    assertEquals([code, err], [0, []]);
-  },
-);
-
-socketTest(
-  "server.ts: on a signal, it says how many clients it finishes",
-  async () => {
-    const { port, out, line, handlers, result } = await startServer(
-      {},
-      "--quiet",
-    );
-    const windows = Deno.build.os === "windows";
-    assertEquals(
-      [...handlers.keys()],
-      windows ? ["SIGINT"] : ["SIGINT", "SIGTERM"],
-    );
-    const signal = [...handlers.values()].at(-1)!;
-    using first = await Deno.connect({ port });
-    using second = await Deno.connect({ port });
-    await readAll(first);
-    await readAll(second);
-    signal();
-    await line(/^Stopping: 2 clients to finish$/);
-    await first.closeWrite();
-    await second.closeWrite();
-    assertEquals((await result()).code, 0);
-    assertEquals(out.all.slice(1), [
-      "Stopping: 2 clients to finish",
-      "Served 2 clients",
-    ]);
-  },
-);
-
-socketTest(
-  "server.ts: a second signal cuts the clients off, with 130",
-  async () => {
-    const { port, line, handlers, result } = await startServer({});
-    using silent = await Deno.connect({ port });
-    await line(/ connected$/);
-    handlers.get("SIGINT")!();
-    await line(/^Stopping: 1 client to finish$/);
-    handlers.get("SIGINT")!();
-    await line(new RegExp(`:${silent.localAddr.port} cut off$`));
-    await line(/^Served 1 client$/);
-    assertEquals((await result()).code, 130);
-  },
-);
-
-for (
-  const { how, args, code } of [
-    { how: "serves on", args: [], code: 0 },
-    { how: "serves once", args: ["--once"], code: 1 },
-  ]
-) {
-  test(`server.ts: stopped without a client, one that ${how} exits ${code}`, async () => {
-    using _ = listening(() => new MemoryListener([]));
-    const { line, handlers, result } = run(serverMain, ...args);
-    await line(/^Listening on \[::1\]:8$/);
-    handlers.get("SIGINT")!();
-    assertEquals(await result(), {
-      code,
-      out: [
-        "Listening on [::1]:8",
-        "Stopping: 0 clients to finish",
-        "Served 0 clients",
-      ],
-      err: [],
-    });
-  });
-}
-
-test("server.ts: it listens to the stop signals before it says that it listens", async () => {
-  using _ = listening(() => new MemoryListener([]));
-  const command = runWith({
-    stdout: (bytes) => {
-      assertEquals(command.handlers.size > 0, true);
-      return bytes.length;
-    },
-  }, serverMain);
-  await command.line(/^Listening/);
-  command.handlers.get("SIGINT")!();
-  assertEquals((await command.result()).code, 0);
-});
-
-for (
-  const { words, code, behaviour, args = [] } of [
-    { words: "replied: hello", code: 0, behaviour: { reads: ["hello", null] } },
-    { words: "left without a reply", code: 0, behaviour: { reads: [null] } },
-    {
-      words: "timed out",
-      code: 1,
-      behaviour: {},
-      args: ["--timeout", "0.02"],
-    },
-    {
-      words: "reset the connection",
-      code: 1,
-      behaviour: { reads: [new Deno.errors.ConnectionReset("")] },
-    },
-    {
-      words: "sent too long a reply",
-      code: 1,
-      behaviour: { reads: ["x".repeat(LIMIT + 1)] },
-    },
-  ] as { words: string; code: number; behaviour: Behaviour; args?: string[] }[]
-) {
-  test(`server.ts: with --once, a client that ${words} makes the exit code ${code}`, async () => {
-    for (const quiet of [false, true]) {
-      const peers = [0, 1].map(() => {
-        return new MemoryConnection(behaviour);
-      });
-      const listener = new MemoryListener(peers);
-      using _ = listening(() => listener);
-      const command = run(
-        serverMain,
-        "--once",
-        ...args,
-        ...quiet ? ["-q"] : [],
-      );
-      const lines = [`[::1]:7 connected`, `[::1]:7 ${words}`];
-      assertEquals(await command.result(), {
-        code,
-        out: ["Listening on [::1]:8", ...quiet ? [] : lines, "Served 1 client"],
-        err: [],
-      });
-      assertEquals(listener.accepted, 1);
-    }
-  });
-}
-
-test("server.ts: a shortage is one line on stderr", async () => {
-  const peer = new MemoryConnection({ reads: ["hello", null] });
-  const full = () => shortage("Too many open files (os error 24)");
-  const listener = new MemoryListener([full(), full(), peer]);
-  using _ = listening(() => listener);
-  const { code, out, err } = await run(serverMain, "--once").result();
-  assertEquals([code, out.at(-1), err.length], [0, "Served 1 client", 1]);
-  assertMatch(err[0]!, /^error: .*: Too many open files \(os error 24\)$/);
-});
-
-test("server.ts: flags reach Deno.listen, and the last of a repeated one counts", async () => {
-  const asked: unknown[] = [];
-  using _ = listening((options) => {
-    asked.push(options);
-    return fail(new Deno.errors.AddrInUse("in use"));
-  });
-  await run(serverMain).result();
-  await run(serverMain, "--host=::1", "-p", "1", "--port", "08080").result();
-  assertEquals(asked, [
-    { hostname: "127.0.0.1", port: 8888, tcpBacklog: 4096 },
-    { hostname: "::1", port: 8080, tcpBacklog: 4096 },
-  ]);
-});
-
-test("server.ts: --max-clients bounds how many are served at once", async () => {
-  const go = Promise.withResolvers<number>();
-  const write = () => go.promise;
-  const peers = ["one", "two"].map((reply) =>
-    new MemoryConnection({ reads: [reply, null], write })
-  );
-  const listener = new MemoryListener(peers);
-  using _ = listening(() => listener);
-  const { out, line, handlers, result } = run(serverMain, "--max-clients=1");
-  await line(/^Listening/);
-  await line(/ connected$/);
-  await turn(); // in which the second could have been accepted
-  assertEquals(listener.accepted, 1);
-  go.resolve(encode(GREETING).length);
-  await line(/ replied: one$/);
-  await line(/ connected$/);
-  await line(/ replied: two$/);
-  handlers.get("SIGINT")!();
-  assertEquals([(await result()).code, out.all.at(-1)], [
-    0,
-    "Served 2 clients",
-  ]);
-});
-
-for (
-  const { what, error, args, pattern } of [
-    {
-      what: "a port in use",
-      error: new Deno.errors.AddrInUse(""),
-      args: [],
-      pattern: /^error: 127\.0\.0\.1:8888 .* --port/,
-    },
-    {
-      what: "a port in use on ::1",
-      error: new Deno.errors.AddrInUse(""),
-      args: ["--host=::1"],
-      pattern: /^error: \[::1\]:8888 /,
-    },
-    {
-      what: "a port in use on [::1]",
-      error: new Deno.errors.AddrInUse(""),
-      args: ["--host=[::1]"],
-      pattern: /^error: \[::1\]:8888 /,
-    },
-    {
-      what: "a port that is not allowed",
-      error: new Deno.errors.PermissionDenied(""),
-      args: ["-p80"],
-      pattern: / 127\.0\.0\.1:80; .* --port/,
-    },
-    {
-      what: "an address of another machine",
-      error: new Deno.errors.AddrNotAvailable(""),
-      args: ["--host=192.0.2.1"],
-      pattern: / 192\.0\.2\.1:8888 .* --host/,
-    },
-    {
-      what: "a missing permission",
-      error: new Deno.errors.NotCapable(""),
-      args: [],
-      pattern: /with --allow-net=127\.0\.0\.1:8888$/,
-    },
-    {
-      what: "an unknown name",
-      error: new Error("failed to look up"),
-      args: ["--host=no.such"],
-      pattern: / no\.such:8888: failed to look up$/,
-    },
-  ]
-) {
-  test(`server.ts: ${what} is one line with the way out`, async () => {
-    assertMatch(await said(serverMain, error, ...args), pattern);
-  });
-}
-
-socketTest(
-  "server.ts: a port in use for real is an error that names it",
-  async () => {
-    using listener = listen();
-    const { port } = listener.addr;
-    const { code, err } = await run(serverMain, "--port", `${port}`).result();
-    assertEquals([code, err.length], [1, 1]);
-    assertMatch(
-      err[0]!,
-      new RegExp(`^error: 127\\.0\\.0\\.1:${port} is in use; .* --port`),
-    );
-  },
-);
-
-// server.ts: its lines
-
-test("server.ts: a reader that stalls stops neither service nor signals", async () => {
-  const peers = [0, 1, 2].map(() =>
-    new MemoryConnection({ reads: ["hello", null] })
-  );
-  const listener = new MemoryListener(peers);
-  using _ = listening(() => listener);
-  const reader = Promise.withResolvers<void>();
-  const command = runWith({
-    stdout: async (bytes) => {
-      await reader.promise;
-      return bytes.length;
-    },
-  }, serverMain);
-  while (peers.some(({ log }) => !log.includes("close"))) await turn();
-  command.handlers.get("SIGINT")!();
-  reader.resolve();
-  const { code, out } = await command.result();
-  assertEquals([code, out.length, out.at(-1)], [0, 9, "Served 3 clients"]);
-});
-
-test("server.ts: beyond a mebibyte that waits, lines are dropped and counted", async () => {
-  const replies = Array.from({ length: 20 }, (_, i) => `${i}`.padEnd(60_000));
-  const peers = replies.map((reply) =>
-    new MemoryConnection({ reads: [reply, null] })
-  );
-  const listener = new MemoryListener(peers);
-  using _ = listening(() => listener);
-  const reader = Promise.withResolvers<void>();
-  const command = runWith(
-    {
-      stdout: async (bytes) => {
-        await reader.promise;
-        return bytes.length;
-      },
-    },
-    serverMain,
-    "--max-clients=1",
-  );
-  while (peers.some(({ log }) => !log.includes("close"))) await turn();
-  reader.resolve();
-  const lines = [];
-  do lines.push(await command.out.next()); while (
-    !/dropped/.test(lines.at(-1)!)
-  );
-  command.handlers.get("SIGINT")!();
-  const { code, out } = await command.result();
-  assertEquals(code, 0);
-  const whole = replies.slice(0, 17).flatMap((reply) => [
-    "[::1]:7 connected",
-    `[::1]:7 replied: ${reply}`,
-  ]);
-  assertEquals(out, [
-    "Listening on [::1]:8",
-    ...whole,
-    ...Array(3).fill("[::1]:7 connected"),
-    "3 lines dropped",
-    "Stopping: 0 clients to finish",
-    "Served 20 clients",
-  ]);
-});
-
-/** A server that is told to stop while its lines meet this reader. */
-async function stopped(
-  stdout: (bytes: Uint8Array) => number | Promise<number>,
-) {
-  using _ = listening(() => new MemoryListener([]));
-  const command = runWith({ stdout }, serverMain);
-  await turn();
-  command.handlers.get("SIGINT")!();
-  await turn();
-  return command;
-}
-
-test("server.ts: at its end it gives a reader up who takes nothing for a second", async () => {
+it("server.ts: it prints what happens, and on a signal it ends", async () => {
+  const command = await startServer("--timeout=0.5", "--max-clients=1");
+  const rude = await resetter(command);
+  const port = rude.localPort; // gone after the reset
+  await command.line(`127.0.0.1:${port} connected`);
+  rude.write("half a re");
+  await reset(rude);
+  await command.line(`127.0.0.1:${port} reset the connection`);
+  // All at once, and yet served one by one.
+  const ones: Deno.TcpConn[] = [];
+  for (const _ of OUTCOMES) ones.push(await dial(command));
   const began = performance.now();
-  const { result, handlers } = await stopped(never);
-  assert(handlers.size > 0, "it still listens to signals");
-  assertEquals((await result()).code, 0);
-  const took = performance.now() - began;
-  assert(took >= 900 && took < 5000, `${took} ms`);
-});
-
-test("server.ts: at its end it waits for a reader who is slow", async () => {
-  const { result } = await stopped(async (bytes) => {
-    await new Promise((resolve) => setTimeout(resolve, 600));
-    return Math.min(bytes.length, 40);
-  });
-  const { code, out } = await result();
-  assertEquals([code, out], [0, [
-    "Listening on [::1]:8",
-    "Stopping: 0 clients to finish",
-    "Served 0 clients",
-  ]]);
-});
-
-test("server.ts: after a second signal, lines that are taken at once still come", async () => {
-  const silent = new MemoryConnection();
-  using _ = listening(() => new MemoryListener([silent]));
-  const { line, handlers, result } = runWith({
-    stdout: async (bytes) => {
-      await turn();
-      return bytes.length;
-    },
-  }, serverMain);
-  await line(/^Listening/);
-  await line(/ connected$/);
-  handlers.get("SIGINT")!();
-  handlers.get("SIGINT")!();
-  const { code, out } = await result();
-  assertEquals([code, out.slice(2)], [130, [
-    "Stopping: 1 client to finish",
-    "[::1]:7 cut off",
-    "Served 1 client",
-  ]]);
-});
-
-test("server.ts: a second signal waits for no reader", async () => {
-  const { result, handlers } = await stopped(never);
-  const began = performance.now();
-  handlers.get("SIGINT")!();
-  assertEquals((await result()).code, 130);
-  assert(performance.now() - began < 900);
-});
-
-test("server.ts: a first signal waits for no reader where all is done", async () => {
-  const peer = new MemoryConnection({ reads: ["hello", null] });
-  using _ = listening(() => new MemoryListener([peer]));
-  const command = runWith({ stdout: never }, serverMain, "--once");
-  while (!peer.log.includes("close")) await turn();
-  await turn();
-  const began = performance.now();
-  command.handlers.get("SIGINT")!();
-  assertEquals((await command.result()).code, 130);
-  assert(performance.now() - began < 900);
-});
-
-test("server.ts: lines that were written make room for more", async () => {
-  const reply = "x".repeat(60_000);
-  const peers = Array.from({ length: 40 }, () => new MemoryConnection());
-  using _ = listening(() => new MemoryListener(peers));
-  const command = run(serverMain);
-  for (const peer of peers) {
-    peer.gets(reply, null);
-    await command.shows(`[::1]:7 replied: ${reply}`);
+  for (const [act, words] of OUTCOMES) {
+    using one = ones.shift()!;
+    const address = `127.0.0.1:${one.localAddr.port}`;
+    await command.line(`${address} connected`);
+    await Promise.try(act, one).catch(() => {}); // may be too late: too long
+    await command.line(`${address} ${words}`);
   }
-  command.handlers.get("SIGINT")!();
-  const { code, out } = await command.result();
-  assertEquals([code, out.length], [0, 83]);
+  assert(performance.now() - began >= 500, "the last had half a second");
+  command.signal("SIGINT");
+  await command.line("Stopping: 0 clients to finish");
+  await command.line("Served 5 clients");
+  assertEquals([await command.end, command.err.all], [0, []]);
 });
 
-test("server.ts: a line that can't be written is lost, and nothing else is", async () => {
-  const go = Promise.withResolvers<number>();
-  const peer = new MemoryConnection({
-    reads: ["hello", null],
-    write: () => go.promise,
-  });
-  using _ = listening(() => new MemoryListener([peer]));
-  let log = "";
-  const { result } = runWith(
-    {
-      stdout: (bytes) => {
-        const text = new TextDecoder().decode(bytes);
-        if (!text.includes("connected")) {
-          return void (log += text), bytes.length;
-        }
-        // The disk is full in the middle of this line.
-        log += text.slice(0, 5);
-        go.resolve(encode(GREETING).length);
-        return fail(new Error("no space left"));
-      },
-    },
-    serverMain,
-    "--once",
-  );
-  assertEquals((await result()).code, 0);
-  assertEquals(log.split("\n"), [
-    "Listening on [::1]:8",
-    "[::1]",
-    "[::1]:7 replied: hello",
-    "Served 1 client",
-    "",
-  ]);
+it("server.ts: a second signal cuts the clients off, with 130", async () => {
+  using clock = fakeClock();
+  using timer = timers();
+  const command = await startServer("--greeting", "hello");
+  using silent = await dial(command);
+  const address = `127.0.0.1:${silent.localAddr.port}`;
+  assertEquals(await receiveAll(silent), "hello");
+  await command.line(`${address} connected`);
+  command.signal("SIGINT");
+  await command.line("Stopping: 1 client to finish");
+  // Within 100 ms it is the same one: under `deno task`, a Ctrl-C comes twice.
+  clock.add(99);
+  command.signal("SIGINT");
+  await turn();
+  assertEquals(command.out.all.length, 3);
+  clock.add(1);
+  command.signal(Deno.build.os === "windows" ? "SIGINT" : "SIGTERM");
+  await command.line(`${address} cut off`);
+  await command.line("Served 1 client");
+  assertEquals(await command.end, 130);
+  assert(!timer.delays.includes(5_000), "then it waits for no reader");
+});
+
+it("server.ts: with --once it serves exactly one, of several at once", async () => {
+  for (const [act, words, code] of OUTCOMES) {
+    const command = await startServer("--once", "--timeout=0.5");
+    const ones = await Promise.all([1, 2, 3].map(() => dial(command)));
+    for (const one of ones) {
+      Promise.try(act, one).catch(() => {}); // two of them are not served
+    }
+    assertEquals(await command.end, code);
+    for (const one of ones) one[Symbol.dispose]();
+    const lines = command.out.all.map((line) => line.replace(/^127\S+ /, ""));
+    assertEquals(lines.slice(1), ["connected", words, "Served 1 client"]);
+  }
+});
+
+it("server.ts: stopped without a client its code is 0, with --once 1", async () => {
+  for (const args of [[], ["--once"]]) {
+    const command = await startServer(...args);
+    command.signal("SIGINT");
+    assertEquals(await command.end, args.length);
+  }
+});
+
+test("server.ts: an error of the system is the client's, any other is shown", async () => {
+  const route = Object.assign(new Error("no route"), { code: "EHOSTUNREACH" });
+  for (const error of [route, new Error("mine")]) {
+    const broken = fake({ closeWrite: () => Promise.reject(error) });
+    using _ = onListen(() => listenerOf([broken]));
+    const command = await startServer("--once");
+    await command.line("127.0.0.1:7 connected");
+    const words = error === route ? "reset the connection" : "failed";
+    await command.line(`127.0.0.1:7 ${words}`);
+    assertEquals(await command.end, 1);
+    const shown = error === route ? /^$/ : /^Error: mine\n {4}at /;
+    assertMatch(command.err.all.join("\n"), shown);
+  }
+});
+
+it("server.ts: where nobody reads it serves on, and 2 ** 24 characters wait", async () => {
+  const command = await startServer();
+  const reader = stall(command);
+  const text = "x".repeat(65_000);
+  for (let i = 0; i < 270; i++) await exchange(command, `${i} ${text}`);
+  reader.resolve();
+  let said = "";
+  while (!said.endsWith(" dropped")) said = await command.out.next();
+  // From then on, lines are printed again.
+  await exchange(command, "the last");
+  while (!/: the last$/.test(await command.out.next()));
+  command.signal("SIGINT");
+  assertEquals(await command.end, 0);
+  const lines = command.out.all.filter((line) => line.startsWith("127"));
+  assertEquals(said, `${2 * 271 - lines.length} lines dropped`);
+  const before = command.out.all.slice(0, command.out.all.indexOf(said));
+  const whole = before.filter((line) => line.endsWith(text));
+  assert(whole.length > 255 && whole.length < 260, `${whole.length} replies`);
+  assert(before.length - 2 * whole.length < 5, "a short one is dropped, too");
+  const numbers = whole.map((line) => Number(line.split(" ")[2]));
+  assertEquals(numbers, numbers.toSorted((a, b) => a - b));
+});
+
+test("server.ts: at its end it waits for a reader, until a signal or 5 seconds", async () => {
+  const codes = { reader: 0, signal: 130, time: 1 };
+  for (const [event, code] of Object.entries(codes)) {
+    const isTime = event === "time";
+    using _timers = timers((delay) => isTime && delay === 5_000 ? 9 : delay);
+    const accepting = Promise.withResolvers<Deno.TcpConn>();
+    using _listen = onListen(() => listenerOf([accepting.promise]));
+    const command = await startServer("--once");
+    const reader = stall(command);
+    accepting.resolve(fake(reads("hi")));
+    assertEquals(await soon(command.end), "waits");
+    if (event === "reader") reader.resolve();
+    if (event === "signal") command.signal("SIGINT");
+    const ended = await (isTime ? command.end : soon(command.end));
+    assertEquals([ended, command.err.all.length], [code, isTime ? 1 : 0]);
+    assertEquals(command.out.all.length, event === "reader" ? 4 : 1);
+  }
+});
+
+it("server.ts: lines that can't be written are said once, and it goes on", async () => {
+  const said = ["error: cannot print: no space left"];
+  const fails = () => Promise.reject(new Error("no space left"));
+  for (const args of [[], ["--once"]]) {
+    const command = await startServer(...args);
+    command.write = fails;
+    assertEquals(await exchange(command), GREETING);
+    if (args.length === 0) {
+      assertEquals(await exchange(command), GREETING);
+      command.write = (bytes) => Promise.resolve(bytes.length);
+      command.signal("SIGINT");
+    }
+    assertEquals([await command.end, command.err.all], [args.length, said]);
+    const last = args.length === 0 ? "Served 2 clients" : "Listening";
+    assert(command.out.all.at(-1)!.startsWith(last));
+  }
+  const help = Object.assign(run(server.main, "--help"), { write: fails });
+  assertEquals([await help.end, help.err.all], [1, said]);
 });
 
 // client.ts
 
-socketTest("client.ts: it prints each line as it happens", async () => {
-  using listener = listen();
-  const { port } = listener.addr;
-  const { line, out, result } = run(clientMain, "--port", `${port}`);
+it("client.ts: it waits for a server, and prints each line as it happens", async () => {
+  const port = freePort();
+  const flags = ["-p", `${port}`, "--wait=9", "--reply", "one\x1b\ntwo\n"];
+  const command = run(client.main, ...flags);
+  await pause(100); // in which it is refused
+  using listener = Deno.listen({ hostname: "127.0.0.1", port });
   using connection = await listener.accept();
-  await line(new RegExp(`^Connected to 127\\.0\\.0\\.1:${port}$`));
-  await writeAll(connection, "hello");
-  assertEquals(out.all.length, 1);
-  await connection.closeWrite();
-  await line(/^Greeting: hello$/);
-  assertEquals(await readAll(connection), REPLY);
-  await line(new RegExp(`^Replied: ${REPLY}$`));
-  assertEquals((await result()).code, 0);
+  await command.line(`Connected to 127.0.0.1:${port}`);
+  await sendAll(connection, "good\t");
+  await turn();
+  await sendAndEnd(connection, "day\r\n");
+  await command.line("Greeting: good\\tday");
+  await command.line("Replied: one\\u001b\\ntwo");
+  assertEquals(await receiveAll(connection), "one\x1b\ntwo\n");
+  assertEquals([await command.end, command.err.all], [0, []]);
 });
 
-test("client.ts: it shows its own reply on one line, too", async () => {
-  const peer = new MemoryConnection({ reads: ["hello", null] });
-  using _ = connectTo(peer);
-  const { out } = await run(clientMain, "--reply=a\nb").result();
-  assertEquals(out.at(-1), "Replied: a\\nb");
-  assertEquals(new Uint8Array(peer.sent), encode("a\nb"));
+it("client.ts: what goes wrong is one line, after its own", async () => {
+  const long = (one: Deno.TcpConn) => sendAll(one, TOO_LONG);
+  const cases: [(one: Deno.TcpConn) => unknown, string][] = [
+    [receiveOne, "took too long; give it more time with --timeout SECONDS"],
+    [handler, "closed without a greeting"],
+    [long, "sent a greeting longer than 65536 bytes"],
+  ];
+  for (const [handler, words] of cases) {
+    await using running = start({ handler });
+    const address = `127.0.0.1:${running.addr.port}`;
+    const flags = ["--port", `${running.addr.port}`, "--timeout", "0.5"];
+    const began = performance.now();
+    const command = run(client.main, ...flags);
+    assertEquals(await command.end, 1);
+    assert(handler !== receiveOne || performance.now() - began >= 500);
+    assertEquals(command.out.all, [`Connected to ${address}`]);
+    assertEquals(command.err.all, [`error: ${address} ${words}`]);
+  }
 });
 
-test("client.ts: --wait is in seconds", async () => {
-  let tries = 0;
-  using _ = connecting(() => {
-    const peer = new MemoryConnection({ reads: ["hello", null] });
-    if (++tries === 2) return Promise.resolve(peer);
-    return refused();
-  });
-  assertEquals((await run(clientMain, "--wait=60").result()).code, 0);
-  assertEquals(tries, 2);
-  assertEquals((await run(clientMain, "--wait=0.001").result()).code, 1);
-  assert(tries <= 4, `${tries} tries`);
+it("client.ts: lines that can't be printed are an error, after the exchange", async () => {
+  for (const args of [[], ["--quiet"], ["--help"]]) {
+    await using running = start({ handler: (one) => greet(one, GREETING) });
+    using _ = replace(console, "log", () => fail(new Error("no space left")));
+    using stderr = capture("error");
+    const code = await client.main(["-p", `${running.addr.port}`, ...args]);
+    const said = "error: cannot print: no space left";
+    assertEquals([code, stderr.all], [1, [said]]);
+  }
 });
 
-for (
-  const { what, error, pattern } of [
-    {
-      what: "a refusal",
-      error: new Deno.errors.ConnectionRefused(""),
-      pattern: /^error: nothing listens on 127\.0\.0\.1:8888; .* --wait/,
-    },
-    {
-      what: "a server that takes too long",
-      error: new Deno.errors.TimedOut(""),
-      pattern: /^error: 127\.0\.0\.1:8888 took too long; .* --timeout/,
-    },
-    {
-      what: "a missing permission",
-      error: new Deno.errors.NotCapable(""),
-      pattern: /^error: .* 127\.0\.0\.1:8888; .*--allow-net=127\.0\.0\.1:8888$/,
-    },
-    {
-      what: "an unknown name",
-      error: new Error("failed to look up"),
-      pattern: /^error: .* 127\.0\.0\.1:8888: failed to look up$/,
-    },
-    ...[
-      Deno.errors.BrokenPipe,
-      Deno.errors.ConnectionAborted,
-      Deno.errors.ConnectionReset,
-      Deno.errors.NotConnected,
-    ].map((type) => ({
-      what: type.name,
-      error: new type(""),
-      pattern: /^error: 127\.0\.0\.1:8888 reset the connection$/,
-    })),
-  ]
-) {
-  test(`client.ts: ${what} is one line with the way out`, async () => {
-    assertMatch(await said(clientMain, error), pattern);
-  });
-}
+test("client.ts: any error after connecting is a reset connection", async () => {
+  const broken = fake({ read: () => Promise.reject(new Error("no route")) });
+  using _ = onConnect(() => Promise.resolve(broken));
+  const command = run(client.main);
+  assertEquals(await command.end, 1);
+  assertEquals(command.err.all, ["error: 127.0.0.1:8888 reset the connection"]);
+});
 
-socketTest(
-  "client.ts: what goes wrong with a real server is one line that names it",
-  async () => {
-    using listener = listen();
-    const { port } = listener.addr;
-    const at = `127\\.0\\.0\\.1:${port}`;
-    const failing = async (pattern: RegExp, ...args: string[]) => {
-      const { code, err } = await run(clientMain, "-qp", `${port}`, ...args)
-        .result();
-      assertEquals([code, err.length], [1, 1]);
-      assertMatch(err[0]!, pattern);
+// Both commands
+
+it("both: they talk to each other, with --quiet in fewer lines", async () => {
+  const command = await startServer("--once", "--greeting=hello", "--quiet");
+  using lines = capture("log");
+  const port = `--port=${command.addr.port}`;
+  assertEquals(await client.main([port, "--reply=hi", "-q"]), 0);
+  assertEquals([await command.end, lines.all], [0, ["hello"]]);
+  assertEquals(command.out.all.slice(1), ["Served 1 client"]);
+});
+
+test("both: flags reach Deno, and where that fails a line says what to do", async () => {
+  const cases: [typeof server.main, Error, string][] = [
+    [server.main, new AddrInUse(), "[::1]:65535 is in use; "],
+    [server.main, new PermissionDenied(), "listening on [::1]:65535; choose"],
+    [server.main, new AddrNotAvailable(), "[::1]:65535 is not an address of "],
+    [server.main, new NotCapable(), "on [::1]:65535; run with --allow-net="],
+    [server.main, new Error("no"), "cannot listen on [::1]:65535: no"],
+    [client.main, new ConnectionRefused(), "nothing listens on [::1]:65535; "],
+    [client.main, new NotCapable(), "to [::1]:65535; run with --allow-net="],
+    [client.main, new Error("no"), "cannot reach [::1]:65535: no"],
+  ];
+  for (const [main, error, words] of cases) {
+    const act = ({ hostname, port }: Options) => {
+      assertEquals([hostname, port], ["::1", 65_535]);
+      throw error;
     };
-    const serving = async (greeting: string) => {
-      using connection = await listener.accept();
-      await writeAll(connection, greeting);
-    };
-
-    await Promise.all([
-      serving(""),
-      failing(new RegExp(`^error: ${at} closed without a greeting$`)),
-    ]);
-    await Promise.all([
-      serving("x".repeat(LIMIT + 1)),
-      failing(
-        new RegExp(`^error: ${at} sent a greeting longer than 65536 bytes$`),
-      ),
-    ]);
-    await failing(
-      new RegExp(`^error: ${at} took too long; `),
-      "--timeout=0.05",
-    );
-    (await listener.accept()).close();
-
-    const resets = createServer((socket) => socket.resetAndDestroy());
-    await new Promise<void>((done) => resets.listen(0, "127.0.0.1", done));
-    const { port: other } = resets.address() as { port: number };
-    await failing(
-      new RegExp(`^error: 127\\.0\\.0\\.1:${other} reset the connection$`),
-      `--port=${other}`,
-    );
-    await new Promise((done) => resets.close(done));
-
-    listener[Symbol.dispose]();
-    await failing(new RegExp(`^error: nothing listens on ${at}; `));
-  },
-);
-
-test("client.ts: it waits until its lines are out", async () => {
-  using _ = connectTo(new MemoryConnection({ reads: ["hello", null] }));
-  const { result } = runWith({
-    stdout: async (bytes) => {
-      await new Promise((resolve) => setTimeout(resolve, 20));
-      return bytes.length;
-    },
-  }, clientMain);
-  const { code, out } = await result();
-  assertEquals([code, out], [0, [
-    "Connected to [::1]:7",
-    "Greeting: hello",
-    `Replied: ${REPLY}`,
-  ]]);
-});
-
-test("client.ts: its error comes after its lines", async () => {
-  using _ = connectTo(new MemoryConnection({ reads: [null] }));
-  const order: string[] = [];
-  const { result } = runWith({
-    stdout: async (bytes) => {
-      await new Promise((resolve) => setTimeout(resolve, 20));
-      order.push("line");
-      return bytes.length;
-    },
-    stderr: () => order.push("error"),
-  }, clientMain);
-  assertEquals([(await result()).code, order], [1, ["line", "error"]]);
-});
-
-for (const args of [[], ["--quiet"]]) {
-  test(`client.ts${args.map((arg) => ` ${arg}`)}: lines that can't be written are an error, after the exchange`, async () => {
-    const peer = new MemoryConnection({ reads: ["hello", null] });
-    using _ = connectTo(peer);
-    const { result } = runWith(
-      {
-        stdout: () => fail(new Error("No space left on device (os error 28)")),
-      },
-      clientMain,
-      ...args,
-    );
-    const { code, out, err } = await result();
-    assertEquals([code, out, err], [1, [], [
-      "error: cannot print: No space left on device (os error 28)",
-    ]]);
-    assertEquals(new Uint8Array(peer.sent), encode(REPLY));
-  });
-}
-
-// Both commands: what stands in both scripts
-
-/** Runs one of the commands so that it prints this text of a peer. */
-const printing = {
-  "server.ts": (reads: string[], setup: Setup = {}) => {
-    const peer = new MemoryConnection({ reads: [...reads, null] });
-    const replaced = listening(() => new MemoryListener([peer]));
-    const { result } = runWith(setup, serverMain, "--once");
-    return { result, replaced, before: "[::1]:7 replied: " };
-  },
-  "client.ts": (reads: string[], setup: Setup = {}) => {
-    const replaced = connectTo(
-      new MemoryConnection({ reads: [...reads, null] }),
-    );
-    const { result } = runWith(setup, clientMain, "--quiet");
-    return { result, replaced, before: "" };
-  },
-};
-
-const NASTY =
-  "a\tb\r\n\x00\x07\x1b[2J\x7f\x85\x9b\u2028\u2029\u200e\u200f\u061c" +
-  "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069好 👋\\";
-const HARMLESS = "a\\tb\\r\\n\\u0000\\u0007\\u001b[2J\\u007f\\u0085\\u009b" +
-  "\\u2028\\u2029\\u200e\\u200f\\u061c\\u202a\\u202b\\u202c\\u202d\\u202e" +
-  "\\u2066\\u2067\\u2068\\u2069好 👋\\";
-
-for (const [script, print] of Object.entries(printing)) {
-  for (
-    const { what, text, shown } of [
-      { what: "that drives a terminal", text: NASTY, shown: HARMLESS },
-      { what: "with a line end", text: "hi\n", shown: "hi" },
-      { what: "with the line end of telnet", text: "hi\r\n", shown: "hi" },
-      { what: "that is a line end", text: "\n", shown: "" },
-      { what: "with two line ends", text: "hi\n\n", shown: "hi\\n" },
-      { what: "with a carriage return", text: "hi\r", shown: "hi\\r" },
-    ]
-  ) {
-    test(`${script}: a peer's text ${what} is shown harmless`, async () => {
-      const { result, replaced, before } = print([text]);
-      using _ = replaced;
-      assert((await result()).out.includes(before + shown));
-    });
+    using _listen = onListen(act);
+    using _connect = onConnect(act);
+    // Of a repeated flag the last one counts.
+    const command = run(main, "--host=::1", "--port", "1", "-p", "065535");
+    assertEquals([await command.end, command.out.all], [1, []]);
+    const [said = "", ...more] = command.err.all;
+    assert(said.startsWith("error: ") && said.includes(words), said);
+    assertEquals(more, []);
   }
+});
 
-  test(`${script}: a long text is written in pieces of at most 4096 bytes`, async () => {
-    const pieces: Uint8Array[] = [];
-    const text = "好".repeat(20_000);
-    const { result, replaced, before } = print([text], {
-      stdout: (bytes) => {
-        pieces.push(bytes.slice());
-        return bytes.length;
-      },
-    });
-    using _ = replaced;
-    assert((await result()).out.includes(before + text));
-    for (const piece of pieces) {
-      assert(piece.length <= 4096, `${piece.length} bytes`);
-      // Smaller ones end in a line end, and no piece cuts a character.
-      if (piece.length < 4090) assertEquals(piece.at(-1), 0x0a);
-      new TextDecoder("utf-8", { fatal: true }).decode(piece);
+test("both: a wrong command line is one line that names it, and 2", async () => {
+  using _listen = onListen(() => fail(new Error("it listened")));
+  using _connect = onConnect(() => fail(new Error("it connected")));
+  const cases: [typeof server.main, string, string][] = [
+    [server.main, "--nosuch", '"--nosuch"'],
+    [server.main, "-- behind", '"behind"'],
+    [client.main, "--reply --quiet", "--reply needs a value"],
+    [client.main, "--quiet=no", "--quiet takes no value"],
+    [server.main, "--port 65536", '0 to 65535, not "65536"'],
+    [server.main, "--port 0x50", '"0x50"'],
+    [server.main, "--timeout 0", '0.001 to 2147483, not "0"'],
+    [server.main, "--timeout 1e3", '"1e3"'],
+    [server.main, "--max-clients 0", "--max-clients must be a number from 1"],
+    [client.main, "--port 0", '1 to 65535, not "0"'],
+    [client.main, "--timeout 2147484", '0.001 to 2147483, not "2147484"'],
+    [client.main, "--wait=-1", "--wait must be a number from 0 to 2147483"],
+  ];
+  for (const [main, line, part] of cases) {
+    const command = run(main, ...line.split(" "));
+    assertEquals([await command.end, command.out.all], [2, []]);
+    const said = command.err.all.join("\n");
+    assert(said.includes(part), `${line}: ${said}`);
+    assertMatch(said, /^error: .*; see --help$/);
+  }
+  using _ = replace(console, "error", () => fail(new Error("closed")));
+  assertEquals(await client.main(["--nosuch"]), 2); // also where it can't be said
+});
+
+test("both: --help shows every flag with its default", async () => {
+  const shared = { host: "127.0.0.1", port: 8888, timeout: 10, quiet: "off" };
+  const own = { greeting: GREETING, "max-clients": 1024, once: "off" };
+  const cases: [typeof server.main, object][] = [
+    [server.main, { ...shared, ...own }],
+    [client.main, { ...shared, reply: REPLY, wait: 0 }],
+  ];
+  for (const [main, flags] of cases) {
+    for (const flag of ["--help", "-h", "-qh"]) {
+      const command = run(main, flag);
+      assertEquals([await command.end, command.err.all], [0, []]);
+      const help = command.out.all.join("\n");
+      for (const [name, value] of Object.entries(flags)) {
+        assertMatch(help, RegExp(`--${name}\\b.*\\(${value}\\)`));
+      }
     }
-  });
-
-  test(`${script}: where stdout would block, each line comes once`, async () => {
-    let tries = 0;
-    const text = "x".repeat(10_000);
-    const { result, replaced, before } = print([text], {
-      stdout: (bytes) =>
-        ++tries % 3 ? fail(new Deno.errors.WouldBlock("")) : bytes.length,
-    });
-    using _ = replaced;
-    const { code, out } = await result();
-    assertEquals(code, 0);
-    assertEquals(out.filter((line) => line === before + text).length, 1);
-    assertEquals(new Set(out).size, out.length);
-  });
-
-  test(`${script}: where stdout takes a part, each line comes once`, async () => {
-    const { result, replaced, before } = print(["hello"], {
-      stdout: (bytes) => Math.min(3, bytes.length),
-    });
-    using _ = replaced;
-    const { code, out } = await result();
-    assertEquals(code, 0);
-    assertEquals(out.filter((line) => line === `${before}hello`).length, 1);
-  });
-}
-
-/** The flags of each command, with their defaults. */
-const commands = {
-  "server.ts": {
-    main: serverMain,
-    flags: {
-      host: "127.0.0.1",
-      port: "8888",
-      greeting: GREETING,
-      timeout: "10",
-      "max-clients": "1024",
-      once: "off",
-      quiet: "off",
-      help: "off",
-    },
-  },
-  "client.ts": {
-    main: clientMain,
-    flags: {
-      host: "127.0.0.1",
-      port: "8888",
-      reply: REPLY,
-      timeout: "10",
-      wait: "0",
-      quiet: "off",
-      help: "off",
-    },
-  },
-};
-
-/** A wrong command line, and what the error must name. */
-interface Wrong {
-  args: string[];
-  names: string[];
-}
-
-const wrongValues = (flag: string, ...values: string[]): Wrong[] =>
-  values.map((value) => ({
-    args: [`${flag}=${value}`],
-    names: [flag, `not "${value}"`],
-  }));
-
-const takesNoValue = (flag: string, ...lines: string[][]): Wrong[] =>
-  lines.map((args) => ({ args, names: [`${flag} takes no value`] }));
-
-const tooLong = (flag: string): Wrong[] => [
-  {
-    args: [`${flag}=${"x".repeat(LIMIT + 1)}`],
-    names: [flag, "at most 65536 bytes, not 65537"],
-  },
-  {
-    args: [`${flag}=${"好".repeat(21_846)}`],
-    names: [flag, "at most 65536 bytes, not 65538"],
-  },
-];
-
-const wrong: Wrong[] = [
-  { args: ["--bogus"], names: ['"--bogus"'] },
-  { args: ["--bogus=1"], names: ['"--bogus=1"'] },
-  { args: ["--constructor"], names: ['"--constructor"'] },
-  { args: ["--toString"], names: ['"--toString"'] },
-  { args: ["--__proto__=1"], names: ['"--__proto__=1"'] },
-  { args: ["-x"], names: ['"-x"'] },
-  { args: ["-qx"], names: ['"-qx"'] },
-  { args: ["--no-quiet"], names: ['"--no-quiet"'] },
-  { args: ["stray"], names: ['"stray"'] },
-  { args: ["-"], names: ['"-"'] },
-  { args: [""], names: ['""'] },
-  { args: ["--", "stray"], names: ['"stray"'] },
-  { args: ["--", "--quiet"], names: ['"--quiet"'] },
-  { args: ["--", "--quiet=no"], names: ['"--quiet=no"'] },
-  { args: ["bad\n\x1b[2J"], names: ['"bad\\n\\u001b[2J"'] },
-  { args: ["--port"], names: ["--port"] },
-  { args: ["--port="], names: ["--port"] },
-  { args: ["-p"], names: ["--port"] },
-  { args: ["--host"], names: ["--host"] },
-  { args: ["--host", ""], names: ["--host"] },
-  { args: ["--host="], names: ["--host"] },
-  { args: ["--timeout"], names: ["--timeout"] },
-  { args: ["--timeout", "-1"], names: ["--timeout"] },
-  ...wrongValues("--port", "x", "1.5", "-1", "65536", "1e3", "0x50", " 80"),
-  ...wrongValues("--timeout", "0", "-1", "x", "NaN", "Infinity", "2147484"),
-  ...wrongValues("--timeout", " ", "1s", "0x10", " 5", "1e1", "+5"),
-  ...takesNoValue(
-    "--quiet",
-    ["--quiet=no"],
-    ["--quiet=0"],
-    ["--quiet=banana"],
-    ["--quiet=true"],
-    ["--quiet="],
-    ["--quiet", "false"],
-    ["-q=false"],
-    ["-q9"],
-    ["-q", "true"],
-    ["-qp9000"],
-    ["-qh1"],
-    ["--q=no"],
-  ),
-  ...takesNoValue("--help", ["--help=no"], ["-h=1"], ["-h1"]),
-];
-
-const wrongFor = {
-  "server.ts": [
-    ...wrong,
-    { args: ["--greeting"], names: ["--greeting"] },
-    { args: ["--greeting", "--once"], names: ["--greeting"] },
-    { args: ["--greeting="], names: ["--greeting"] },
-    { args: ["--reply=hi"], names: ['"--reply=hi"'] },
-    ...tooLong("--greeting"),
-    ...takesNoValue("--once", ["--once=yes"], ["--once", "true"]),
-    ...wrongValues("--max-clients", "0", "-1", "1.5", "x", "1e3"),
-  ],
-  "client.ts": [
-    ...wrong,
-    { args: ["--reply"], names: ["--reply"] },
-    { args: ["--reply="], names: ["--reply"] },
-    { args: ["--once"], names: ['"--once"'] },
-    ...tooLong("--reply"),
-    ...wrongValues("--port", "0"),
-    ...wrongValues("--wait", "-1", "x", "NaN", "Infinity", "2147484", " "),
-    ...wrongValues("--wait", "0x10", " 5", "1e1", "+5"),
-  ],
-};
-
-for (const [script, { main, flags }] of Object.entries(commands)) {
-  for (const { args, names } of wrongFor[script as keyof typeof wrongFor]) {
-    const line = JSON.stringify(args).slice(0, 40);
-    test(`${script}: ${line} is a wrong command line`, async () => {
-      using _ = noSockets();
-      const { code, out, err } = await run(main, ...args).result();
-      assertEquals([code, out, err.length], [2, [], 1]);
-      assertMatch(err[0]!, /^error: .*; see --help$/);
-      for (const name of names) {
-        assert(err[0]!.includes(name), `${err[0]} should name ${name}`);
-      }
-    });
   }
-
-  for (
-    const args of [
-      ["--help"],
-      ["-h"],
-      ["-qh"],
-      ["-h", "--bogus", "--port=x"],
-      ["--quiet=no", "--help"],
-      ["--help=no", "--help"],
-    ]
-  ) {
-    test(`${script}: ${args.join(" ")} shows the help, with every default`, async () => {
-      using _ = noSockets();
-      const { code, out, err } = await run(main, ...args).result();
-      assertEquals([code, err], [0, []]);
-      const help = out.join("\n");
-      for (const part of ["usage", "example"]) {
-        const command = `${part}: deno run --allow-net ${script}`;
-        assert(help.includes(command), command);
-      }
-      for (const [flag, value] of Object.entries(flags)) {
-        const line = out.find((line) => line.startsWith(`  --${flag}`));
-        assert(line?.endsWith(`(${value})`), `${flag}: ${line}`);
-      }
-    });
-  }
-
-  test(`${script}: a text of 65536 bytes is taken`, async () => {
-    const flag = script === "server.ts" ? "--greeting" : "--reply";
-    const error = await said(
-      main,
-      new Error("asked"),
-      `${flag}=${"x".repeat(LIMIT)}`,
-    );
-    assertMatch(error, /: asked$/);
-  });
-
-  for (
-    const { args, delay } of [
-      { args: [], delay: 10_000 },
-      { args: ["--timeout=2.5"], delay: 2500 },
-    ]
-  ) {
-    test(`${script} ${args}: its time is ${delay} ms`, async () => {
-      const peer = () => new MemoryConnection({ reads: ["hello", null] });
-      using timer = timers();
-      using _listen = listening(() => new MemoryListener([peer()]));
-      using _connect = connectTo(peer());
-      const once = script === "server.ts" ? ["--once"] : [];
-      await run(main, ...once, ...args).result();
-      assertEquals(Math.max(...timer.delays), delay);
-    });
-  }
-
-  test(`${script}: an error that can't be written changes no exit code`, async () => {
-    const { result } = runWith(
-      {
-        stderr: () => fail(new Error("no space left")),
-      },
-      main,
-      "--bogus",
-    );
-    assertEquals((await result()).code, 2);
-  });
-
-  socketTest(
-    `${script}: a host that can't be found is an error that names it`,
-    async () => {
-      const { code, err } = await run(main, "--host", "no.such.host.invalid")
-        .result();
-      assertEquals([code, err.length], [1, 1]);
-      assertMatch(err[0]!, /^error: .*no\.such\.host\.invalid:8888/);
-    },
-  );
-}
-
-// Both commands: --talk
-
-/** A command in a talk with a peer in memory, and what it prints around it. */
-const talks = {
-  "server.ts": (behaviour: Behaviour, setup: Setup = {}, ...args: string[]) => {
-    const peer = new MemoryConnection(behaviour);
-    const listener = new MemoryListener([peer]);
-    const replaced = listening(() => listener);
-    const command = runWith(setup, serverMain, "--talk", ...args);
-    return { ...command, peer, [Symbol.dispose]: replaced[Symbol.dispose] };
-  },
-  "client.ts": (behaviour: Behaviour, setup: Setup = {}, ...args: string[]) => {
-    const reads = ["hello\n", ...behaviour.reads ?? []];
-    const peer = new MemoryConnection({ ...behaviour, reads });
-    const replaced = connectTo(peer);
-    const command = runWith(setup, clientMain, "--talk", ...args);
-    return { ...command, peer, [Symbol.dispose]: replaced[Symbol.dispose] };
-  },
-};
-
-const around = {
-  "server.ts": {
-    before: ["Listening on [::1]:8", "[::1]:7 connected"],
-    quiet: ["Listening on [::1]:8"],
-    after: ["Served 1 client"],
-    sent: `${GREETING}\n`,
-  },
-  "client.ts": {
-    before: ["Connected to [::1]:7", "Greeting: hello", `Replied: ${REPLY}`],
-    quiet: ["hello"],
-    after: [],
-    sent: `${REPLY}\n`,
-  },
-};
-
-for (const [script, startTalk] of Object.entries(talks)) {
-  const { before, quiet, after, sent } = around[script as keyof typeof around];
-  const lineOf = (line: string) => `[::1]:7: ${line}`;
-
-  for (
-    const { what, reads, lines } of [
-      { what: "lines", reads: ["one\ntwo\n"], lines: ["one", "two"] },
-      {
-        what: "lines in pieces",
-        reads: ["o", "ne\nt", "wo\n"],
-        lines: ["one", "two"],
-      },
-      {
-        what: "lines of telnet",
-        reads: ["one\r\n", "two\r", "\n"],
-        lines: ["one", "two"],
-      },
-      { what: "empty lines", reads: ["\n\r\n\n"], lines: ["", "", ""] },
-      {
-        what: "a last line without an end",
-        reads: ["one\nt", "wo"],
-        lines: ["one", "two"],
-      },
-      {
-        what: "characters split over reads",
-        reads: Array.from(encode(`${TEXT}\n`), (byte) => Uint8Array.of(byte)),
-        lines: [TEXT],
-      },
-      {
-        what: "bytes that are not UTF-8",
-        reads: [Uint8Array.of(0xff, 0x41, 0x0a, 0xe4), "\nB\n"],
-        lines: ["\uFFFDA", "\uFFFD", "B"],
-      },
-      {
-        what: "text that drives a terminal",
-        reads: ["\x1b[2J\r\r\n\uFEFFa\u2028b\n"],
-        lines: ["\\u001b[2J\\r", "\uFEFFa\\u2028b"],
-      },
-      {
-        what: "a line of 64 KiB",
-        reads: ["x".repeat(LIMIT), "\n", "after\n"],
-        lines: ["x".repeat(LIMIT), "after"],
-      },
-      {
-        what: "a line of 64 KiB of telnet",
-        reads: ["x".repeat(LIMIT), "\r", "\n", "after\n"],
-        lines: ["x".repeat(LIMIT), "after"],
-      },
-      {
-        what: "a line of 64 KiB and a byte",
-        reads: ["x".repeat(LIMIT + 1), "\nafter\n"],
-        lines: ["x".repeat(LIMIT), "x", "after"],
-      },
-      {
-        what: "a longer line with a carriage return in it",
-        reads: ["x".repeat(LIMIT), "\rx\n"],
-        lines: ["x".repeat(LIMIT), "\\rx"],
-      },
-      {
-        what: "a line without an end that is far longer",
-        reads: ["x".repeat(3 * LIMIT + 5)],
-        lines: [...Array(3).fill("x".repeat(LIMIT)), "xxxxx"],
-      },
-      ...["a", "ab", ""].map((shift) => ({
-        what: `characters of 3 bytes at the cut, after "${shift}"`,
-        reads: [shift + "好".repeat(30_000) + "\n"],
-        lines: [
-          shift + "好".repeat(Math.floor((LIMIT - shift.length) / 3)),
-          "好".repeat(30_000 - Math.floor((LIMIT - shift.length) / 3)),
-        ],
-      })),
-      ...["a", "ab", "abc"].map((shift) => ({
-        what: `characters of 4 bytes at the cut, after "${shift}"`,
-        reads: [shift + "👋".repeat(20_000) + "\n"],
-        lines: [shift + "👋".repeat(16_383), "👋".repeat(3_617)],
-      })),
-    ]
-  ) {
-    test(`${script} --talk: it shows ${what}`, async () => {
-      using talk = startTalk({ reads: [...reads, null] });
-      assertEquals(await talk.result(), {
-        code: 0,
-        out: [...before, ...lines.map(lineOf), "[::1]:7 ended", ...after],
-        err: [],
-      });
-    });
-  }
-
-  test(`${script} --talk --quiet: it prints the peer's lines alone`, async () => {
-    using talk = startTalk({ reads: ["one\ntwo", null] }, {}, "--quiet");
-    assertEquals(await talk.result(), {
-      code: 0,
-      out: [...quiet, "one", "two"],
-      err: [],
-    });
-  });
-
-  for (
-    const { what, input, bytes } of [
-      { what: "nothing", input: [null], bytes: "" },
-      { what: "a line", input: ["one\n", null], bytes: "one\n" },
-      {
-        what: "pieces, whatever they hold",
-        input: [Uint8Array.of(0xff), "o\r", "ne\n\ntwo\n", null],
-        bytes: [0xff, ...encode("o\rne\n\ntwo\n")],
-      },
-      {
-        what: "a line without an end",
-        input: ["one\ntw", "o", null],
-        bytes: "one\ntwo\n",
-      },
-      {
-        what: "what came before an error",
-        input: ["one\n", new Error("Is a directory")],
-        bytes: "one\n",
-      },
-    ] as { what: string; input: Input[]; bytes: string | number[] }[]
-  ) {
-    test(`${script} --talk: from stdin it sends ${what}, and half-closes`, async () => {
-      const go = Promise.withResolvers<void>();
-      using talk = startTalk({ closeWrite: () => go.resolve() }, { input });
-      await go.promise;
-      const expected = typeof bytes === "string" ? encode(bytes) : bytes;
-      assertEquals(talk.peer.sent, [...encode(sent), ...expected]);
-      talk.peer.gets("still shown\n", null);
-      const { code, out } = await talk.result();
-      assertEquals([code, out], [0, [
-        ...before,
-        lineOf("still shown"),
-        "[::1]:7 ended",
-        ...after,
-      ]]);
-    });
-  }
-
-  test(`${script} --talk: a stdin of large pieces is sent whole where a write takes a part`, async () => {
-    const large = "0123456789abcde\n".repeat(10_000);
-    using talk = startTalk({
-      reads: [null],
-      write: (bytes) => Math.ceil(bytes.length / 2),
-    }, { input: [large, null] });
-    await talk.result();
-    assertEquals(
-      new TextDecoder().decode(new Uint8Array(talk.peer.sent)),
-      sent + large,
-    );
-  });
-
-  test(`${script} --talk: where lines can't be written, it ends with 1`, async () => {
-    using talk = startTalk({ reads: ["one\n"] }, {
-      input: [],
-      stdout: (bytes) =>
-        new TextDecoder().decode(bytes).includes(": one")
-          ? fail(new Deno.errors.BrokenPipe("nobody reads"))
-          : bytes.length,
-    });
-    const { code, err } = await talk.result();
-    assertEquals([code, err], [1, ["error: cannot print: nobody reads"]]);
-    assertEquals(talk.peer.log.at(-1), "close");
-  });
-
-  test(`${script} --talk: neither has to wait for its turn`, async () => {
-    using talk = startTalk({}, { input: ["mine\n"] });
-    talk.peer.gets("first\n");
-    await talk.shows(lineOf("first"));
-    while (talk.peer.sent.length < encode(`${sent}mine\n`).length) await turn();
-    talk.input.gets("more\n");
-    while (talk.peer.sent.length < encode(`${sent}mine\nmore\n`).length) {
-      await turn();
-    }
-    talk.peer.gets("second\n");
-    await talk.shows(lineOf("second"));
-    talk.input.gets(null);
-    talk.peer.gets(null);
-    assertEquals((await talk.result()).code, 0);
-  });
-
-  test(`${script} --talk: when the peer ends first, a terminal ends as well`, async () => {
-    using talk = startTalk({ reads: [null] }, { terminal: true, input: [] });
-    const { code, out } = await talk.result();
-    assertEquals([code, out], [0, [...before, "[::1]:7 ended", ...after]]);
-    assertEquals(talk.peer.log.slice(-2), ["closeWrite", "close"]);
-  });
-
-  test(`${script} --talk: when the peer ends first, a pipe is sent to its end`, async () => {
-    using talk = startTalk({ reads: [null] }, { input: ["one\n"] });
-    await talk.shows("[::1]:7 ended");
-    talk.input.gets("two\n");
-    talk.input.gets(null);
-    assertEquals((await talk.result()).code, 0);
-    assertEquals(talk.peer.sent, [...encode(`${sent}one\ntwo\n`)]);
-  });
-
-  const broken = script === "server.ts"
-    ? { line: ["[::1]:7 reset the connection"], err: [] }
-    : { line: [], err: ["error: 127.0.0.1:8888 reset the connection"] };
-
-  test(`${script} --talk: a reset ends it with 1, after what has come`, async () => {
-    const reset = new Deno.errors.ConnectionReset("reset");
-    using talk = startTalk({ reads: ["one\ntwo\n", reset] }, { input: [] });
-    assertEquals(await talk.result(), {
-      code: 1,
-      out: [...before, lineOf("one"), lineOf("two"), ...broken.line, ...after],
-      err: broken.err,
-    });
-  });
-
-  test(`${script} --talk: a send that fails after the peer has ended is a reset`, async () => {
-    using talk = startTalk({
-      reads: [null],
-      write: (bytes) =>
-        new TextDecoder().decode(bytes) === "late\n"
-          ? fail(new Deno.errors.BrokenPipe("gone"))
-          : bytes.length,
-    }, { input: [] });
-    await talk.shows("[::1]:7 ended");
-    talk.input.gets("late\n");
-    assertEquals(await talk.result(), {
-      code: 1,
-      out: [...before, "[::1]:7 ended", ...broken.line, ...after],
-      err: broken.err,
-    });
-  });
-
-  test(`${script} --talk: a send that fails before is one after what has come`, async () => {
-    const failed = Promise.withResolvers<void>();
-    using talk = startTalk({
-      write: (bytes) => {
-        if (new TextDecoder().decode(bytes) !== "lost\n") return bytes.length;
-        failed.resolve();
-        return fail(new Deno.errors.ConnectionReset("reset"));
-      },
-    }, { input: ["lost\n"] });
-    await failed.promise;
-    await turn();
-    talk.peer.gets("came before\n", null);
-    assertEquals(await talk.result(), {
-      code: 1,
-      out: [...before, lineOf("came before"), ...broken.line, ...after],
-      err: broken.err,
-    });
-  });
-
-  test(`${script} --talk: a peer that does not read holds stdin, not what is shown`, async () => {
-    using talk = startTalk({
-      write: (bytes) =>
-        new TextDecoder().decode(bytes) === "held\n" ? never() : bytes.length,
-    }, { input: ["held\n", "later\n"], terminal: true });
-    talk.peer.gets("one\n");
-    await talk.shows(lineOf("one"));
-    talk.peer.gets("two\n");
-    await talk.shows(lineOf("two"));
-    assertEquals(talk.input.reads, 1);
-    talk.peer.gets(new Deno.errors.ConnectionReset("reset"));
-    assertEquals((await talk.result()).code, 1);
-  });
-
-  test(`${script} --talk: no line is dropped, however short it and long its address`, async () => {
-    using talk = startTalk({});
-    const hostname = "2001:db8:1111:2222:3333:4444:5555:6666";
-    talk.peer.remoteAddr = { transport: "tcp", hostname, port: 50_000 };
-    talk.peer.gets("\n".repeat(LIMIT), null);
-    const { out } = await talk.result();
-    const lines = out.filter((line) => line === `[${hostname}]:50000: `);
-    assertEquals(lines.length, LIMIT);
-  });
-
-  test(`${script} --talk: a peer that floods is read as fast as its lines are written`, async () => {
-    const reader = Promise.withResolvers<void>();
-    const lines = Array.from({ length: 300_000 }, (_, i) => `${i}`);
-    const talking = Promise.withResolvers<void>();
-    using talk = startTalk({ reads: [lines.join("\n"), null] }, {
-      stdout: async (bytes) => {
-        if (new TextDecoder().decode(bytes).includes("[::1]:7: ")) {
-          talking.resolve();
-          await reader.promise;
-        }
-        return bytes.length;
-      },
-    });
-    await talking.promise;
-    for (let i = 0; i < 10; i++) await turn();
-    const reads = talk.peer.log.filter((call) => call === "read").length;
-    assert(reads < 5, `${reads} reads ahead`);
-    reader.resolve();
-    const { code, out } = await talk.result();
-    assertEquals(code, 0);
-    assertEquals(out, [
-      ...before,
-      ...lines.map(lineOf),
-      "[::1]:7 ended",
-      ...after,
-    ]);
-  });
-}
-
-test("server.ts --talk: stdin is not read before a client is there", async () => {
-  using _ = listening(() => new MemoryListener([]));
-  const command = runWith({ input: ["mine\n"] }, serverMain, "--talk");
-  await command.line(/^Listening/);
-  await turn();
-  assertEquals(command.input.reads, 0);
-  command.handlers.get("SIGINT")!();
-  assertEquals(await command.result(), {
-    code: 1,
-    out: [
-      "Listening on [::1]:8",
-      "Stopping: 0 clients to finish",
-      "Served 0 clients",
-    ],
-    err: [],
-  });
 });
 
-test("server.ts --talk: the first signal half-closes, and waits for the client's end", async () => {
-  using talk = talks["server.ts"]({}, { input: [], terminal: true });
-  await talk.line(/^Listening/);
-  await talk.line(/ connected$/);
-  while (talk.input.reads === 0) await turn();
-  talk.handlers.get("SIGINT")!();
-  await talk.line(/^Stopping: 1 client to finish$/);
-  while (!talk.peer.log.includes("closeWrite")) await turn();
-  talk.peer.gets("bye\n", null);
-  const { code, out } = await talk.result();
-  assertEquals([code, out.slice(-3)], [0, [
-    "[::1]:7: bye",
-    "[::1]:7 ended",
-    "Served 1 client",
-  ]]);
-});
+// What the tests share
 
-test("server.ts --talk: a second signal waits for no reader", async () => {
-  const reader = Promise.withResolvers<void>();
-  using talk = talks["server.ts"]({ reads: ["one\n"] }, {
-    input: [],
-    stdout: (bytes) => {
-      if (!new TextDecoder().decode(bytes).includes(": one")) {
-        return bytes.length;
-      }
-      reader.resolve();
-      return never();
-    },
-  });
-  await reader.promise;
-  talk.handlers.get("SIGINT")!();
-  talk.handlers.get("SIGINT")!();
-  assertEquals((await talk.result()).code, 130);
-});
-
-test("server.ts --talk: a signal while it sends half-closes after that", async () => {
-  const sent = Promise.withResolvers<void>();
-  using talk = talks["server.ts"]({
-    write: async (bytes) => {
-      if (new TextDecoder().decode(bytes) === "held\n") await sent.promise;
-      return bytes.length;
-    },
-  }, { input: ["held\n"] });
-  while (!talk.peer.log.includes("write") || talk.input.reads === 0) {
-    await turn();
-  }
-  await turn();
-  talk.handlers.get("SIGINT")!();
-  await turn();
-  assertEquals(talk.peer.log.includes("closeWrite"), false);
-  sent.resolve();
-  while (!talk.peer.log.includes("closeWrite")) await turn();
-  assertEquals(talk.peer.sent, [...encode(`${GREETING}\nheld\n`)]);
-  talk.peer.gets(null);
-  assertEquals((await talk.result()).code, 0);
-});
-
-for (const args of [[], ["--quiet"]]) {
-  test(`server.ts --talk ${args}: the second signal ends at once, with 130`, async () => {
-    using talk = talks["server.ts"]({}, { input: [] }, ...args);
-    while (talk.input.reads === 0) await turn();
-    talk.handlers.get("SIGINT")!();
-    talk.handlers.get("SIGINT")!();
-    const lines = [
-      "[::1]:7 connected",
-      "Stopping: 1 client to finish",
-      "[::1]:7 cut off",
-      "Served 1 client",
-    ];
-    assertEquals(await talk.result(), {
-      code: 130,
-      out: ["Listening on [::1]:8", ...args.length ? [] : lines],
-      err: [],
-    });
-  });
-}
-
-socketTest(
-  "server.ts --talk: on a real connection, a second client is refused",
-  async () => {
-    const command = await startServer({ input: [], terminal: true }, "--talk");
-    using connection = await Deno.connect({ port: command.port });
-    const [address] = await command.line(/^(.+) connected$/);
-    await assertRejects(
-      () => Deno.connect({ port: command.port }),
-      Deno.errors.ConnectionRefused,
-    );
-    assertEquals(await readLine(connection), GREETING);
-    command.input.gets("在嗎?\n");
-    assertEquals(await readLine(connection), "在嗎?");
-    await writeAll(connection, "在\r\n再");
-    await connection.closeWrite();
-    assertEquals(await readAll(connection), "");
-    const { code, out } = await command.result();
-    assertEquals([code, out.slice(2)], [0, [
-      `${address}: 在`,
-      `${address}: 再`,
-      `${address} ended`,
-      "Served 1 client",
-    ]]);
-  },
-);
-
-socketTest(
-  "server.ts --talk: on a real connection, a reset ends it with 1",
-  async () => {
-    const command = await startServer({ input: [], terminal: true }, "--talk");
-    const rude = await resetter(command.port);
-    await rude.write("half a line");
-    await command.line(/ connected$/);
-    while (command.input.reads === 0) await turn();
-    await rude.reset();
-    await command.line(/ reset the connection$/);
-    assertEquals((await command.result()).code, 1);
-  },
-);
-
-for (
-  const args of [
-    ["--talk", "--timeout=5"],
-    ["--talk", "--timeout=10"],
-    ["--max-clients=2", "--talk"],
-  ]
-) {
-  test(`server.ts: ${args.join(" ")} is a wrong command line`, async () => {
-    using _ = noSockets();
-    const { code, out, err } = await run(serverMain, ...args).result();
-    assertEquals([code, out, err.length], [2, [], 1]);
-    const other = args.find((arg) => arg !== "--talk")!.split("=")[0];
-    assertMatch(
-      err[0]!,
-      new RegExp(`^error: .*--talk.* ${other}; see --help$`),
-    );
-  });
-}
-
-socketTest(
-  "client.ts --talk: its time covers the greeting's line",
-  async () => {
-    using listener = listen();
-    const { port } = listener.addr;
-    const args = ["--talk", "-p", `${port}`, "--timeout=0.1"];
-    const { result } = run(clientMain, ...args);
-    using connection = await listener.accept();
-    await writeAll(connection, "a line that does not end");
-    const { code, err } = await result();
-    assertEquals([code, err.length], [1, 1]);
-    assertMatch(err[0]!, / took too long; /);
-  },
-);
-
-socketTest("client.ts --talk: its time does not cover the talk", async () => {
-  using listener = listen();
-  const { port } = listener.addr;
-  const { line, result } = runWith(
-    { input: [], terminal: true },
-    clientMain,
-    ...["--talk", "-p", `${port}`, "--timeout=0.2"],
-  );
-  using connection = await listener.accept();
-  await writeAll(connection, "hello\nat once\n");
-  await line(/^Connected/);
-  await line(/^Greeting: hello$/);
-  await line(/^Replied: /);
-  await line(/: at once$/);
-  // Longer than its time.
-  await new Promise((resolve) => setTimeout(resolve, 400));
-  await writeAll(connection, "later\n");
-  await line(/: later$/);
-  assertEquals(await readLine(connection), REPLY);
-  await connection.closeWrite();
-  await line(/ ended$/);
-  assertEquals((await result()).code, 0);
-});
-
-test("client.ts --talk: a late deadline does not end a talk that has begun", async () => {
-  const peer = new MemoryConnection();
-  using _ = connecting(() => {
-    standStill(200);
-    setTimeout(() => peer.gets("hello\n"), 20);
-    return Promise.resolve(peer);
-  });
-  const args = ["--talk", "--timeout=0.1"];
-  const { shows, result } = runWith(
-    { terminal: true, input: [] },
-    clientMain,
-    ...args,
-  );
-  await shows(`Replied: ${REPLY}`);
-  // Longer than a late deadline waits.
-  await new Promise((resolve) => setTimeout(resolve, 150));
-  peer.gets("later\n", null);
-  const { code, out } = await result();
-  assertEquals([code, out.at(-2)], [0, "[::1]:7: later"]);
-});
-
-for (
-  const { what, greeting, pattern } of [
-    {
-      what: "a line of more than 64 KiB",
-      greeting: "x".repeat(LIMIT + 1),
-      pattern: / sent a greeting longer than 65536 bytes$/,
-    },
-    { what: "nothing", greeting: "", pattern: / closed without a greeting$/ },
-  ]
-) {
-  test(`client.ts --talk: ${what} for a greeting is an error`, async () => {
-    const reads = [...greeting ? [greeting] : [], null];
-    using _ = connectTo(new MemoryConnection({ reads }));
-    const { code, out, err } = await run(clientMain, "--talk").result();
-    assertEquals([code, out.length, err.length], [1, 1, 1]);
-    assertMatch(err[0]!, pattern);
-  });
-}
-
-test("client.ts --talk: a greeting's line of 64 KiB is taken", async () => {
-  const greeting = "x".repeat(LIMIT);
-  const reads = [greeting, "\r\n", null];
-  using _ = connectTo(new MemoryConnection({ reads }));
-  const { code, out } = await run(clientMain, "--talk").result();
-  assertEquals([code, out[1]], [0, `Greeting: ${greeting}`]);
-});
-
-test("client.ts --talk: what came with a long greeting is not dropped", async () => {
-  const peer = new MemoryConnection({
-    reads: ["\x01".repeat(57_000), "\n".repeat(8192), null],
-  });
-  const hostname = "2001:db8:1111:2222:3333:4444:5555:6666";
-  peer.remoteAddr = { transport: "tcp", hostname, port: 50_000 };
-  using _ = connectTo(peer);
-  const reader = async (bytes: Uint8Array) => {
-    await turn(); // slower than the lines come
-    return bytes.length;
-  };
-  const args = ["--talk", `--reply=${"\x01".repeat(LIMIT)}`];
-  const { out } = await runWith({ stdout: reader }, clientMain, ...args)
-    .result();
-  const lines = out.filter((line) => line === `[${hostname}]:50000: `);
-  assertEquals(lines.length, 8191);
-});
-
-socketTest(
-  "client.ts: without --talk, a talking server takes too long",
-  async () => {
-    // Both commands have the same stdin here.
-    const stdin = { input: [], terminal: true };
-    const server = await startServer(stdin, "--talk");
-    const args = ["-p", `${server.port}`, "--timeout=0.2"];
-    const { code, err } = await runWith(stdin, clientMain, ...args).result();
-    assertEquals([code, err.length], [1, 1]);
-    assertMatch(err[0]!, / took too long; /);
-    assertEquals((await server.result()).code, 0);
-  },
-);
-
-for (
-  const { stdin, input, terminal, reply } of [
-    { stdin: "a terminal", input: [], terminal: true, reply: `${REPLY}\n` },
-    {
-      stdin: "a pipe",
-      input: ["one\n", "two", null],
-      terminal: false,
-      reply: `${REPLY}\none\ntwo\n`,
-    },
-  ]
-) {
-  socketTest(
-    `client.ts --talk: with ${stdin}, a server without --talk gets one reply`,
-    async () => {
-      await using server = start();
-      const args = ["--talk", "-p", `${server.port}`];
-      const { code, out } = await runWith(
-        { input, terminal },
-        clientMain,
-        ...args,
-      )
-        .result();
-      assertEquals([code, out], [0, [
-        `Connected to 127.0.0.1:${server.port}`,
-        `Greeting: ${GREETING}`,
-        `Replied: ${REPLY}`,
-        `127.0.0.1:${server.port} ended`,
-      ]]);
-      assertEquals((await server.over.next()).reply, reply);
-    },
-  );
-}
-
-// Both together
-
-socketTest(
-  "both: the client gets the greeting, and the server the reply",
-  async () => {
-    await using server = start();
-    assertEquals(await exchange({ port: server.port }), GREETING);
-    const { client, outcome, reply } = await server.over.next();
-    assertEquals([outcome, reply], ["replied", REPLY]);
-    assertEquals(client.port, server.connected.all[0]!.port);
-  },
-);
-
-socketTest(
-  "both: the texts can be chosen, and are sent as they are",
-  async () => {
-    const greeting = "\uFEFFhello\r\n\0";
-    const reply = "\uFEFF\x1b[31m\n\n";
-    await using server = start({ greeting });
-    assertEquals(await exchange({ port: server.port, reply }), greeting);
-    assertEquals((await server.over.next()).reply, reply);
-  },
-);
-
-socketTest(
-  "both: of 300 clients at once, each gets its own outcome",
-  async () => {
-    await using server = start();
-    const replies = Array.from({ length: 300 }, (_, i) => `reply ${i}`);
-    const greetings = await Promise.all(
-      replies.map((reply) => exchange({ port: server.port, reply })),
-    );
-    assertEquals(new Set(greetings), new Set([GREETING]));
-    const got = [];
-    for (const _ of replies) got.push(await server.over.next());
-    assertEquals(got.map(({ reply }) => reply).sort(), replies.sort());
-    assertEquals(
-      got.map(({ client }) => client.port).sort(),
-      server.connected.all.map(({ port }) => port).sort(),
-    );
-  },
-);
-
-socketTest("both: the two commands talk to each other", async () => {
-  const { port, result } = await startServer(
-    {},
-    "--once",
-    "--greeting",
-    "hello",
-  );
-  assertEquals(await clientMain(["--port", `${port}`, "--reply", "hi"]), 0);
-  const { code, out, err } = await result();
-  assertEquals([code, err], [0, []]);
-  const address = out.find((line) => line.endsWith(" connected"))!
-    .split(" ")[0];
-  assertEquals(
-    out.filter((line) => /^(Listening|127|Served)/.test(line)),
-    [
-      `Listening on 127.0.0.1:${port}`,
-      `${address} connected`,
-      `${address} replied: hi`,
-      "Served 1 client",
-    ],
-  );
-  assertEquals(
-    out.filter((line) => /^(Connected|Greeting|Replied)/.test(line)),
-    [`Connected to 127.0.0.1:${port}`, "Greeting: hello", "Replied: hi"],
-  );
-});
-
-// Helpers
-
-/** A test in memory. It is stopped where it would hang. */
+/** A test without sockets. It is stopped where it would hang. */
 function test(name: string, fn: () => void | Promise<void>): void {
   Deno.test({ name, fn, timeout: 10_000 });
 }
 
 /** A test with sockets, on the loopback and free ports only. */
-function socketTest(
-  name: string,
-  fn: () => Promise<void>,
-  here = true,
-): void {
-  const ignore = state !== "granted" || !here;
-  Deno.test({ name, fn, timeout: 10_000, ignore });
+function it(name: string, fn: () => Promise<void>): void {
+  Deno.test({ name, fn, timeout: 10_000, ignore: state !== "granted" });
+}
+
+/** A reader that gives these, one a read as far as they fit, and the end. */
+function reads(...pieces: (string | Uint8Array)[]) {
+  const left = pieces.map((one) => typeof one === "string" ? encode(one) : one);
+  const read = (buffer: Uint8Array): Promise<number | null> => {
+    const bytes = left.shift();
+    if (bytes === undefined) return Promise.resolve(null);
+    const taken = bytes.subarray(0, buffer.length);
+    buffer.set(taken);
+    if (taken.length < bytes.length) left.unshift(bytes.subarray(taken.length));
+    return Promise.resolve(taken.length);
+  };
+  return { read };
+}
+
+/** Readers of the text: byte by byte, and in two reads, cut at each place. */
+function ways(text: string) {
+  const bytes = encode(text);
+  const single = Array.from(bytes, (byte) => Uint8Array.of(byte));
+  const cuts = single.map((_, i) => [bytes.slice(0, i), bytes.slice(i)]);
+  return [single, ...cuts].map((pieces) => reads(...pieces));
 }
 
 /** Replaces a property until the end of the block. */
-function replace<T extends object, K extends keyof T>(
-  object: T,
-  name: K,
-  value: T[K],
-): Disposable {
+function replace<T extends object>(object: T, name: keyof T, value: unknown) {
   const original = object[name];
-  object[name] = value;
+  object[name] = value as never;
   return { [Symbol.dispose]: () => void (object[name] = original) };
 }
+
+type Options = Partial<Deno.TcpListenOptions & Deno.ConnectOptions>;
+type Act = (options: Options) => unknown;
+const onListen = (act: Act) => replace(Deno, "listen", act);
+const onConnect = (act: Act) => replace(Deno, "connect", act);
 
 /** What happened, in order, to be waited for one by one. */
 class Events<T> {
@@ -3283,455 +1090,210 @@ class Events<T> {
   }
 }
 
-/** A server on a free port, with what it calls back with. */
-function start(options: ServeOptions = {}) {
-  const connected = new Events<Deno.NetAddr>();
-  const over = new Events<Exchange>();
-  const running = serve({
-    port: 0,
-    onConnect: connected.push,
-    onOutcome: over.push,
-    ...options,
-  });
-  return { ...running, port: running.addr.port, connected, over };
+/** What is printed with `console`, until the end of the block. */
+function capture(name: "log" | "error") {
+  const texts = new Events<string>();
+  return Object.assign(texts, replace(console, name, texts.push));
 }
 
-/** The same in memory. An error is what an accept rejects with. */
-function startInMemory(
-  accepts: (MemoryConnection | Error)[],
-  options: ServeOptions = {},
-) {
-  const listener = new MemoryListener(accepts);
-  using _ = listening(() => listener);
-  return { ...start(options), listener };
-}
-
-function listen(): Deno.TcpListener {
-  return Deno.listen({ hostname: "127.0.0.1", port: 0 });
-}
-
-function encode(text: string): Uint8Array {
-  return new TextEncoder().encode(text);
-}
-
-async function readAll(connection: Deno.Conn): Promise<string> {
-  const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
-  const chunk = new Uint8Array(16 * 1024);
-  let text = "";
-  for (;;) {
-    const count = await connection.read(chunk);
-    if (count === null) return text + decoder.decode();
-    text += decoder.decode(chunk.subarray(0, count), { stream: true });
-  }
-}
-
-/** Reads to a line end, byte by byte. */
-async function readLine(connection: Deno.Conn): Promise<string> {
-  const byte = new Uint8Array(1);
-  const bytes: number[] = [];
-  while (await connection.read(byte) !== null && byte[0] !== 0x0a) {
-    bytes.push(byte[0]!);
-  }
-  return new TextDecoder().decode(new Uint8Array(bytes));
-}
-
-async function writeAll(connection: Deno.Conn, data: string | Uint8Array) {
-  let rest = typeof data === "string" ? encode(data) : data;
-  while (rest.length > 0) rest = rest.subarray(await connection.write(rest));
-}
-
-/** A client that resets when asked to, with whatever it is still owed. */
-async function resetter(port: number) {
-  const socket = connectNode({ port, host: "127.0.0.1", allowHalfOpen: true });
-  socket.on("error", () => {}); // what a reset may bring is not the test's business
-  await new Promise((resolve) => socket.once("connect", resolve));
-  const closed = new Promise<void>((resolve) =>
-    socket.once("close", () => resolve())
-  );
-  return {
-    port: socket.localPort,
-    write: (text: string) => new Promise((done) => socket.write(text, done)),
-    reset: () => {
-      socket.resetAndDestroy();
-      return closed;
-    },
-  };
-}
-
-function never(): Promise<never> {
-  return new Promise(() => {});
-}
-
-function fail(error: Error): never {
-  throw error;
-}
-
-/** What an accept rejects with where descriptors run out. */
-function shortage(message: string): Error {
-  return Object.assign(new Error(message), { code: "EMFILE" });
-}
-
-/** A turn of the event loop. */
-function turn(): Promise<void> {
-  return new Promise((resolve) => setTimeout(resolve));
-}
-
-/** Keeps the process busy, as if it stood still. */
-function standStill(milliseconds: number): void {
-  const end = performance.now() + milliseconds;
-  while (performance.now() < end);
-}
-
-/** The delays of all timers that are set until the end of the block. */
-function timers() {
+/** The delays of the timers that are set until the end of the block. */
+function timers(change = (delay: number) => delay) {
   const delays: number[] = [];
   const set = globalThis.setTimeout;
   const note = (fn: () => void, delay = 0) => {
     delays.push(delay);
-    return set(fn, delay);
+    return set(fn, change(delay));
   };
-  const noting = note as typeof globalThis.setTimeout;
-  return { delays, ...replace(globalThis, "setTimeout", noting) };
+  return { delays, ...replace(globalThis, "setTimeout", note) };
 }
 
-/** What is reported on stderr until the end of the block. */
-function capture() {
-  const errors = new Events<string>();
-  const replaced = replace(console, "error", errors.push);
-  return { all: errors.all, ...replaced };
+/** A clock that stands still until the end of the block, but for what is added. */
+function fakeClock() {
+  let time = Math.round(performance.now()); // so that sums are exact
+  const replaced = replace(performance, "now", () => time);
+  return { add: (milliseconds: number) => time += milliseconds, ...replaced };
 }
 
-/** Ways in which the text may come. */
-function pieces() {
-  const bytes = encode(TEXT);
+/** A server on a free port, with the addresses and the errors of its clients. */
+function start(options: Partial<ServeOptions> = {}) {
+  const errors = new Events<[unknown, Deno.NetAddr]>();
+  const accepted = new Events<Deno.NetAddr>();
+  const running = serve({
+    port: 0,
+    onError: (error, client) => errors.push([error, client]),
+    ...options,
+    handler: (connection, renew) => {
+      accepted.push(connection.remoteAddr);
+      return options.handler?.(connection, renew);
+    },
+  });
+  return Object.assign(running, { errors, accepted });
+}
+
+type Accept = Deno.TcpConn | Promise<Deno.TcpConn> | (() => never);
+
+/** The same on a listener that gives these, one by one, and takes them away. */
+function startWith(accepts: Accept[], options: Partial<ServeOptions> = {}) {
+  using _ = onListen(() => listenerOf(accepts));
+  return start(options);
+}
+
+function listenerOf(accepts: Accept[]) {
+  const closed = Promise.withResolvers<never>();
+  closed.promise.catch(() => {}); // only a pending accept meets it
   return {
-    "one byte at a time": Array.from(bytes, (_, i) => bytes.subarray(i, i + 1)),
-    "with characters split": [bytes.subarray(0, 4), 0, bytes.subarray(4)],
-    "with empty reads": [0, bytes, 0, 0],
-  } as const;
+    addr: { transport: "tcp", hostname: "127.0.0.1", port: 7 },
+    accept: async () => {
+      const next = accepts.shift() ?? closed.promise;
+      return await (typeof next === "function" ? next() : next);
+    },
+    [Symbol.dispose]: () => closed.reject(new BadResource("closed")),
+  };
 }
 
-// Commands
-
-/** What a command meets outside of the network. */
-interface Setup {
-  /** Takes bytes, and gives how many it took. */
-  stdout?: (bytes: Uint8Array) => number | Promise<number>;
-  stderr?: (text: string) => void;
-  /** What the reads of stdin give; by default its end. */
-  input?: Input[];
-  /** Whether stdin is a terminal. */
-  terminal?: boolean;
+/** A connection that takes what is written, but for what is given here. */
+function fake(fields: object = {}): Deno.TcpConn {
+  const address = { transport: "tcp", hostname: "127.0.0.1" };
+  return {
+    localAddr: { ...address, port: 8888 },
+    remoteAddr: { ...address, port: 7 },
+    write: (data: Uint8Array) => Promise.resolve(data.length),
+    closeWrite: () => Promise.resolve(),
+    [Symbol.dispose]: () => {},
+    ...fields,
+  } as unknown as Deno.TcpConn;
 }
 
-type Input = string | Uint8Array | null | Error;
-
-/** Stdin in memory: when all is read, a read waits until it gets more. */
-class MemoryInput {
-  reads = 0;
-  readonly #all: Input[];
-  #more = Promise.withResolvers<void>();
-
-  constructor(all: Input[]) {
-    this.#all = all;
-  }
-
-  gets(input: Input): void {
-    this.#all.push(input);
-    this.#more.resolve();
-    this.#more = Promise.withResolvers();
-  }
-
-  async read(buffer: Uint8Array): Promise<number | null> {
-    this.reads++;
-    while (this.#all.length === 0) await this.#more.promise;
-    return take(this.#all, buffer);
-  }
+/** Both ends of a connection. */
+async function connected() {
+  using listener = listen();
+  const [here, there] = await Promise.all([dial(listener), listener.accept()]);
+  const ends = new DisposableStack();
+  for (const end of [here, there]) ends.use(end);
+  return Object.assign(ends, { here, there });
 }
 
-/** Reads from the first of them, and leaves what did not fit. */
-function take(
-  from: (string | Uint8Array | 0 | null | Error)[],
-  buffer: Uint8Array,
-): number | null {
-  const next = from.shift()!;
-  if (next instanceof Error) throw next;
-  if (next === null) from.unshift(null); // the end is read again and again
-  if (next === null || next === 0) return next;
-  const bytes = typeof next === "string" ? encode(next) : next;
-  const taken = bytes.subarray(0, buffer.length);
-  if (taken.length < bytes.length) from.unshift(bytes.subarray(taken.length));
-  buffer.set(taken);
-  return taken.length;
+/** A client that `reset` can be called with. */
+async function resetter({ addr: { port } }: { addr: Deno.NetAddr }) {
+  const socket = connectNode({ port, host: "127.0.0.1" });
+  socket.on("error", () => {}); // what a reset may bring is not the test's business
+  await once(socket, "connect");
+  return socket;
 }
 
-type Main = (args: string[]) => Promise<number>;
+async function reset(socket: Awaited<ReturnType<typeof resetter>>) {
+  socket.resetAndDestroy();
+  await once(socket, "close");
+}
+
+/** Keeps the process busy, as if it stood still. */
+function standStill(milliseconds: number): void {
+  const end = Date.now() + milliseconds;
+  while (Date.now() < end);
+}
+
+/** What the promise gives within a turn of the event loop, or that it waits. */
+async function soon(promise: Promise<unknown>): Promise<unknown> {
+  let given: unknown = "waits";
+  promise.then((value) => given = value);
+  await turn();
+  return given;
+}
+
+/** A connect that hangs until it is aborted. */
+function hang({ signal }: Options): Promise<never> {
+  return new Promise((_, reject) => {
+    signal!.addEventListener("abort", () => reject(signal!.reason));
+  });
+}
+
+/** Gives the greeting. */
+function exchange({ addr }: { addr: Deno.NetAddr }, text = REPLY) {
+  const { port } = addr;
+  return connect({ port, handler: (one) => reply(one, () => text) });
+}
+
+function freePort(): number {
+  using listener = listen();
+  return listener.addr.port;
+}
+
+function fail(error: unknown): never {
+  throw error;
+}
+
+const handler = () => {}; // one that does nothing
+const receiveOne = (one: Deno.TcpConn) => one.read(new Uint8Array(1));
+const listen = () => Deno.listen({ hostname: "127.0.0.1", port: 0 });
+const dial = ({ addr: { port } }: { addr: Deno.NetAddr }) =>
+  Deno.connect({ port });
+const refuse = () => Promise.reject(new ConnectionRefused("no"));
+const pause = (milliseconds: number) =>
+  new Promise<void>((resolve) => setTimeout(resolve, milliseconds));
+const turn = () => pause(0); // of the event loop
+const encode = (text: string) => new TextEncoder().encode(text);
+const sendAndEnd = (one: Deno.TcpConn, text: string) =>
+  sendAll(one, text).then(() => one.closeWrite());
+const nameOf = (error: unknown) => (error as Error).name;
+const errorOf = (promise: Promise<unknown>) =>
+  promise.then(() => fail(new Error("no error")), (error) => error);
+const listenersOn = (signal: AbortSignal) =>
+  getEventListeners(signal, "abort").length;
 
 /** A command under way: what it prints, and its stop signals. */
-function runWith(setup: Setup, main: Main, ...args: string[]) {
-  const { stdout, stderr, terminal = false } = setup;
-  const input = new MemoryInput(setup.input ?? [null]);
+function run(main: (args: string[]) => Promise<number>, ...args: string[]) {
   const out = new Events<string>();
   const err = new Events<string>();
-  const handlers = new Map<Deno.Signal, () => void>();
+  const signals = new Map<Deno.Signal, () => void>();
+  const print = (text: string) => text.split("\n").forEach(out.push);
   const decoder = new TextDecoder();
-  let rest = "";
+  let rest = ""; // of a line that is written in parts
+  const command = {
+    out,
+    err,
+    /** What takes the bytes of stdout, and gives how many it took. */
+    write: (bytes: Uint8Array) => Promise.resolve(bytes.length),
+    signal: (name: Deno.Signal) => signals.get(name)!(),
+    /** The next line must be this one. */
+    line: async (line: string) => assertEquals(await out.next(), line),
+    end: Promise.resolve(0),
+  };
   const write = async (bytes: Uint8Array) => {
-    const count = await (stdout?.(bytes) ?? bytes.length);
+    await null; // lets a test replace what takes them
+    const count = await command.write(bytes);
     rest += decoder.decode(bytes.subarray(0, count), { stream: true });
     const lines = rest.split("\n");
     rest = lines.pop()!;
     lines.forEach(out.push);
     return count;
   };
-  const replaced = [
-    replace(Deno.stdin, "read", (buffer) => input.read(buffer)),
-    replace(Deno.stdin, "isTerminal", () => terminal),
-    replace(Deno.stdout, "write", write),
-    replace(console, "error", stderr ?? err.push),
-    replace(Deno, "addSignalListener", (name, handler) => {
-      handlers.set(name, handler);
-    }),
-    replace(Deno, "removeSignalListener", (name) => {
-      handlers.delete(name);
-    }),
-  ];
-  const end = main(args).finally(() => {
-    for (const one of replaced.reverse()) one[Symbol.dispose]();
-  });
-  return {
-    out,
-    input,
-    handlers,
-    /** Waits until it has printed this line. */
-    async shows(line: string): Promise<void> {
-      while (await out.next() !== line);
-    },
-    /** The next line must match; gives its groups. */
-    async line(pattern: RegExp): Promise<string[]> {
-      const line = await out.next();
-      assertMatch(line, pattern);
-      return line.match(pattern)!.slice(1);
-    },
-    /** Everything, when it has ended. */
-    async result() {
-      const code = await end;
-      assertEquals(handlers.size, 0);
-      return { code, out: out.all, err: err.all };
-    },
+  // The real ones are there as well: one that is left behind is noticed.
+  const { addSignalListener } = Deno;
+  const listenTo = (name: Deno.Signal, listener: () => void) => {
+    signals.set(name, listener);
+    addSignalListener(name, listener);
   };
+  const replaced = new DisposableStack();
+  replaced.use(replace(console, "error", err.push));
+  replaced.use(replace(console, "log", print));
+  replaced.use(replace(Deno.stdout, "write", write));
+  replaced.use(replace(Deno, "addSignalListener", listenTo));
+  command.end = main(args).finally(() => replaced.dispose());
+  return command;
 }
 
-function run(main: Main, ...args: string[]) {
-  return runWith({}, main, ...args);
+/** The server's command on a free port, once it listens. */
+async function startServer(...args: string[]) {
+  const command = run(server.main, "--port", "0", ...args);
+  const line = await command.out.next();
+  const [, port] = line.match(/^Listening on 127\.0\.0\.1:(\d+)$/)!;
+  const addr = { transport: "tcp", hostname: "127.0.0.1", port: Number(port) };
+  return Object.assign(command, { addr: addr as Deno.NetAddr });
 }
 
-async function startServer(setup: Setup, ...args: string[]) {
-  const command = runWith(setup, serverMain, "--port", "0", ...args);
-  const [port] = await command.line(/^Listening on 127\.0\.0\.1:(\d+)$/);
-  return { ...command, port: Number(port) };
-}
-
-/** Gives what a command says of an error of `Deno.listen` or `Deno.connect`. */
-async function said(main: Main, error: Error, ...args: string[]) {
-  using _listen = listening(() => fail(error));
-  using _connect = connecting(() => Promise.reject(error));
-  const { code, out, err } = await run(main, ...args).result();
-  assertEquals([code, out, err.length], [1, [], 1]);
-  return err[0]!;
-}
-
-// Connections in memory
-
-/** What a connection in memory does; by default the peer is silent. */
-interface Behaviour {
-  /** What the reads give, one by one; a further read waits for the close. */
-  reads?: (string | Uint8Array | 0 | null | Error)[];
-  write?: (bytes: Uint8Array) => number | Promise<number>;
-  closeWrite?: () => void;
-}
-
-/** A script's side of a connection, and the log of what the script did. */
-class MemoryConnection implements Deno.TcpConn {
-  remoteAddr: Deno.NetAddr = { transport: "tcp", hostname: "::1", port: 7 };
-  localAddr: Deno.NetAddr = { transport: "tcp", hostname: "::1", port: 9 };
-  readonly log: string[] = [];
-  readonly sent: number[] = [];
-  readonly #behaviour: Behaviour;
-  readonly #reads: NonNullable<Behaviour["reads"]>;
-  #more = Promise.withResolvers<void>();
-  readonly #closed = Promise.withResolvers<never>();
-  #isClosed = false;
-  #isHalfClosed = false;
-
-  constructor(behaviour: Behaviour = {}) {
-    this.#behaviour = behaviour;
-    this.#reads = [...behaviour.reads ?? []];
-    this.#closed.promise.catch(() => {}); // only calls that are pending meet it
-  }
-
-  /** The same, as new. */
-  again(): MemoryConnection {
-    const connection = new MemoryConnection(this.#behaviour);
-    connection.localAddr = this.localAddr;
-    return connection;
-  }
-
-  async read(buffer: Uint8Array): Promise<number | null> {
-    this.#call("read");
-    while (this.#reads.length === 0) {
-      await Promise.race([this.#more.promise, this.#closed.promise]);
-    }
-    return take(this.#reads, buffer);
-  }
-
-  /** Gives more to the reads. */
-  gets(...reads: NonNullable<Behaviour["reads"]>): void {
-    this.#reads.push(...reads);
-    this.#more.resolve();
-    this.#more = Promise.withResolvers();
-  }
-
-  async write(bytes: Uint8Array): Promise<number> {
-    this.#call("write");
-    if (this.#isHalfClosed) throw new Deno.errors.BrokenPipe("half-closed");
-    const count = await Promise.race([
-      Promise.try(() => this.#behaviour.write?.(bytes) ?? bytes.length),
-      this.#closed.promise,
-    ]);
-    for (const byte of bytes.subarray(0, count)) this.sent.push(byte);
-    return count;
-  }
-
-  async closeWrite(): Promise<void> {
-    this.#call("closeWrite");
-    this.#isHalfClosed = true;
-    await this.#behaviour.closeWrite?.();
-  }
-
-  close(): void {
-    this.#call("close");
-    this.#isClosed = true;
-    this.#closed.reject(new Deno.errors.Interrupted("closed under a call"));
-  }
-
-  [Symbol.dispose](): void {
-    if (!this.#isClosed) this.close();
-  }
-
-  #call(name: string): void {
-    if (this.#isClosed) throw new Deno.errors.BadResource("closed");
-    this.log.push(name);
-  }
-
-  // Nothing here needs these.
-  ref(): void {}
-  unref(): void {}
-  setNoDelay(): void {}
-  setKeepAlive(): void {}
-  get readable(): never {
-    throw new Error("not in memory");
-  }
-  get writable(): never {
-    throw new Error("not in memory");
-  }
-}
-
-/** A listener that gives `accepts` one by one, then waits for the close. */
-class MemoryListener implements Deno.TcpListener {
-  readonly addr = { transport: "tcp", hostname: "::1", port: 8 } as const;
-  accepted = 0;
-  readonly #accepts: (MemoryConnection | Error)[];
-  readonly #closed = Promise.withResolvers<never>();
-  #isClosed = false;
-
-  constructor(accepts: (MemoryConnection | Error)[]) {
-    this.#accepts = accepts;
-    this.#closed.promise.catch(() => {}); // only a pending accept meets it
-  }
-
-  async accept(): Promise<Deno.TcpConn> {
-    const next = this.#accepts[this.accepted];
-    if (next === undefined || this.#isClosed) return await this.#closed.promise;
-    this.accepted++;
-    if (!(next instanceof MemoryConnection)) throw next;
-    return next;
-  }
-
-  close(): void {
-    this.#isClosed = true;
-    this.#closed.reject(new Deno.errors.BadResource("closed under an accept"));
-  }
-
-  [Symbol.dispose](): void {
-    this.close();
-  }
-
-  // Nothing here needs these.
-  ref(): void {}
-  unref(): void {}
-  [Symbol.asyncIterator](): never {
-    throw new Error("not in memory");
-  }
-}
-
-/** Makes `Deno.listen` do this until the end of the block. */
-function listening(
-  fn: (options: Deno.TcpListenOptions) => Deno.TcpListener,
-): Disposable {
-  return replace(Deno, "listen", fn as typeof Deno.listen);
-}
-
-/** Makes `Deno.connect` do this until the end of the block. */
-function connecting(
-  fn: (options: Deno.ConnectOptions) => Promise<Deno.TcpConn>,
-): Disposable {
-  return replace(Deno, "connect", fn as typeof Deno.connect);
-}
-
-function connectTo(connection: MemoryConnection): Disposable {
-  return connecting(() => Promise.resolve(connection));
-}
-
-function refused(): Promise<never> {
-  return Promise.reject(new Deno.errors.ConnectionRefused("refused"));
-}
-
-/** A connect that hangs until it is aborted. */
-function hang({ signal }: Deno.ConnectOptions): Promise<never> {
-  return new Promise((_, reject) => {
-    signal!.addEventListener("abort", () => reject(signal!.reason));
-  });
-}
-
-/** Makes the test fail where a socket is asked for. */
-function noSockets(): Disposable {
-  const opened = () => fail(new Error("a socket was opened"));
-  const both = [listening(opened), connecting(() => Promise.try(opened))];
-  return {
-    [Symbol.dispose]: () => both.forEach((one) => one[Symbol.dispose]()),
-  };
-}
-
-/** A peer whose ten bytes take longer to read than one quiet time. */
-function trickle(): MemoryConnection {
-  const peer = new MemoryConnection({ reads: [..."xxxxxxxxxx", null] });
-  const read = peer.read.bind(peer);
-  peer.read = async (buffer) => {
-    await new Promise((resolve) => setTimeout(resolve, 10));
-    return await read(buffer);
-  };
-  return peer;
-}
-
-/** A peer that sends a byte every 5 ms, without an end. */
-function dribbler(): MemoryConnection {
-  const peer = new MemoryConnection();
-  peer.read = async (buffer) => {
-    await new Promise((resolve) => setTimeout(resolve, 5));
-    if (peer.log.includes("close")) throw new Deno.errors.BadResource("closed");
-    buffer[0] = 0x41;
-    return 1;
-  };
-  return peer;
+/** Nobody reads its stdout, until the promise is resolved. */
+function stall(command: ReturnType<typeof run>) {
+  const reader = Promise.withResolvers<void>();
+  command.write = (bytes) => reader.promise.then(() => bytes.length);
+  return reader;
 }

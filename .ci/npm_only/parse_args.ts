@@ -7,11 +7,11 @@ interface Options {
   string: string[];
   boolean: string[];
   alias: Record<string, string>;
-  "--": true;
+  default: Record<string, unknown>;
   unknown: (arg: string) => false;
 }
 
-type Flags = Record<string, unknown> & { "--": string[] };
+type Flags = Record<string, unknown> & { _: unknown[] };
 
 /** As the original does, but for these options alone. */
 export function parseArgs(args: string[], options: Options): Flags {
