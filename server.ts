@@ -143,7 +143,6 @@ export function serve(options: ServeOptions): Server {
 
 /** What the system reports where it has nothing left to accept a client with. */
 const SHORTAGES = ["EMFILE", "ENFILE", "ENOBUFS", "ENOMEM"];
-
 const NOTHING = new Uint8Array(0);
 
 /** A client whose time runs. */
@@ -203,8 +202,7 @@ class TcpServer implements Server {
         if (!this.#isStopping) this.#serve(connection);
         else connection.close(); // It came at the last moment.
       } catch (error) {
-        // Most concern one client, which reset before it was accepted. `shutdown`
-        // brings one, too.
+        // Any other error means that one client has reset, or that this is the end.
         if (!isSystemError(error) || !SHORTAGES.includes(error.code)) continue;
         const now = performance.now();
         if (now - lastReport >= 60_000) {
@@ -212,7 +210,7 @@ class TcpServer implements Server {
           const what = "no client can be accepted for now, still trying";
           report(`error: ${what}: ${error.message}`);
         }
-        // At once, it would fail again. Room is made as clients leave.
+        // At once it would fail again. Room is made as clients leave.
         await new Promise((resolve) => setTimeout(resolve, 100));
       }
     }
@@ -228,7 +226,6 @@ class TcpServer implements Server {
 
   /** Serves one client, from its acceptance to its close. Never rejects. */
   async #serve(connection: Deno.TcpConn): Promise<void> {
-    const { handler, onError = showError } = this.#options;
     const due = performance.now() + this.#timeout;
     const client: Client = { connection, due };
     this.#clients.add(client);
@@ -246,20 +243,23 @@ class TcpServer implements Server {
       isFresh = false;
       this.#fresh--;
       this.#wake();
-      // 3 to 5. Unless an abort in this very turn has closed it.
+      const { handler } = this.#options; // 3 to 5.
       if (!client.closed) await handler(connection, () => this.#renew(client));
     } catch (error) {
       // It can't be written to: it is gone as if it had never been accepted.
       if (isFresh) this.#fresh--;
-      else {
-        const reason = client.closed ? client.closed.reason : error;
-        // Not awaited: it may return `finished`, which waits for this client.
-        Promise.try(onError, reason, connection.remoteAddr).catch(report);
-      }
+      else this.#report(client, error);
     }
     this.#clients.delete(client);
     this.#active--;
     this.#wake();
+  }
+
+  #report({ connection, closed }: Client, error: unknown): void {
+    const { onError = showError } = this.#options;
+    const reason = closed ? closed.reason : error;
+    // Not awaited: it may return `finished`, which waits for this client.
+    Promise.try(onError, reason, connection.remoteAddr).catch(report);
   }
 
   #renew(client: Client): void {
