@@ -1,11 +1,7 @@
 /**
  * Tests of the helpers, the exchange, `serve`, `connect` and both commands, on
  * real sockets wherever the loopback can provoke what a rule is about. What the
- * tests share comes last.
- *
- * ```sh
- * deno test --allow-net
- * ```
+ * tests share comes last. To run: `deno test --allow-net`.
  *
  * @module
  */
@@ -344,14 +340,18 @@ it("serve: a shutdown accepts no more, lets the handlers finish, leaves nothing"
     signal,
     handler: async (one) => void replies.push(await greet(one, GREETING)),
   });
-  using connection = await dial(running);
-  assertEquals(await receiveAll(connection), GREETING);
+  const ones = [await dial(running), await dial(running)];
+  for (const one of ones) assertEquals(await receiveAll(one), GREETING);
   assertEquals(listenersOn(signal), 1);
   const down = running.shutdown();
   await assertRejects(() => exchange(running), Error);
-  await sendAndEnd(connection, REPLY);
+  for (const one of ones) {
+    assertEquals(await soon(down), "waits");
+    await sendAndEnd(one, REPLY);
+    one.close();
+  }
   await Promise.all([down, running.finished, running.shutdown()]);
-  assertEquals([replies, listenersOn(signal)], [[REPLY], 0]);
+  assertEquals([replies, listenersOn(signal)], [[REPLY, REPLY], 0]);
   // The port is free again.
   Deno.listen({ hostname: "127.0.0.1", port: running.addr.port }).close();
 });
