@@ -224,8 +224,8 @@ function parse(args: string[]) {
   }, ["quiet", "help"]);
   const port = numberOf("port", flags.port, 1, 65_535);
   const timeout = 1000 *
-    numberOf("timeout", flags.timeout, 0.001, MAX_SECONDS, DECIMAL);
-  const wait = 1000 * numberOf("wait", flags.wait, 0, MAX_SECONDS, DECIMAL);
+    numberOf("timeout", flags.timeout, 0.001, MAX_SECONDS, "number");
+  const wait = 1000 * numberOf("wait", flags.wait, 0, MAX_SECONDS, "number");
   return { ...flags, hostname: flags.host, port, timeout, wait };
 }
 
@@ -430,7 +430,6 @@ function parseFlags<Valued extends string, Switch extends string>(
   return flags as ReturnType<typeof parseFlags<Valued, Switch>>;
 }
 
-const DECIMAL = /^\d+(\.\d+)?$/;
 const MAX_SECONDS = 2_147_483; // A longer timer would fire at once.
 
 /** The value of a flag as a number, written in plain decimals. */
@@ -439,11 +438,12 @@ function numberOf(
   text: string,
   least: number,
   most = Number.MAX_SAFE_INTEGER,
-  pattern = /^\d+$/,
+  kind: "number" | "whole number" = "whole number",
 ): number {
+  const pattern = kind === "number" ? /^\d+(\.\d+)?$/ : /^\d+$/;
   const value = pattern.test(text) ? Number(text) : NaN;
   if (value >= least && value <= most) return value;
-  const range = `a number from ${least} to ${most}`;
+  const range = `a ${kind} from ${least} to ${most}`;
   throw new RangeError(`--${flag} must be ${range}, not "${text}"`);
 }
 

@@ -243,7 +243,8 @@ class TcpServer implements Server {
       isFresh = false;
       this.#fresh--;
       this.#wake();
-      const { handler } = this.#options; // 3 to 5.
+      // 3 to 5, unless an abort in this very turn has closed it.
+      const { handler } = this.#options;
       if (!client.closed) await handler(connection, () => this.#renew(client));
     } catch (error) {
       // It can't be written to: it is gone as if it had never been accepted.
@@ -383,7 +384,7 @@ function parse(args: string[]) {
   const { host: hostname, greeting, once, quiet, help } = flags;
   const port = numberOf("port", flags.port, 0, 65_535);
   const timeout = 1000 *
-    numberOf("timeout", flags.timeout, 0.001, MAX_SECONDS, DECIMAL);
+    numberOf("timeout", flags.timeout, 0.001, MAX_SECONDS, "number");
   const most = numberOf("max-clients", flags["max-clients"], 1);
   const maxClients = once ? 1 : most;
   return { hostname, port, greeting, timeout, maxClients, once, quiet, help };
@@ -699,7 +700,6 @@ function parseFlags<Valued extends string, Switch extends string>(
   return flags as ReturnType<typeof parseFlags<Valued, Switch>>;
 }
 
-const DECIMAL = /^\d+(\.\d+)?$/;
 const MAX_SECONDS = 2_147_483; // A longer timer would fire at once.
 
 /** The value of a flag as a number, written in plain decimals. */
@@ -708,11 +708,12 @@ function numberOf(
   text: string,
   least: number,
   most = Number.MAX_SAFE_INTEGER,
-  pattern = /^\d+$/,
+  kind: "number" | "whole number" = "whole number",
 ): number {
+  const pattern = kind === "number" ? /^\d+(\.\d+)?$/ : /^\d+$/;
   const value = pattern.test(text) ? Number(text) : NaN;
   if (value >= least && value <= most) return value;
-  const range = `a number from ${least} to ${most}`;
+  const range = `a ${kind} from ${least} to ${most}`;
   throw new RangeError(`--${flag} must be ${range}, not "${text}"`);
 }
 
