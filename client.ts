@@ -3,7 +3,6 @@
  * A TCP client: it connects to a server, reads the server's greeting to its
  * end, sends a reply, and closes. Where its steps stand:
  *
- * - 1 listen: that is the server's
  * - 2 connect, and 6 close: {@linkcode connect}
  * - 3 read the greeting, 4 to its end, 5 reply: {@linkcode reply}
  *
@@ -13,16 +12,16 @@
  * sends a line and prints the one that comes back:
  *
  * ```ts
- * import { connect, readLines, sendAll } from "./client.ts";
+ * import { connect, Reader, sendAll } from "./client.ts";
  *
  * const answer = await connect({
  *   port: 9000,
  *   handler: async (connection) => {
  *     await sendAll(connection, "hello\n");
- *     return await readLines(connection).next();
+ *     return await new Reader(connection).readLine();
  *   },
  * });
- * console.log(answer.value);
+ * console.log(answer);
  * ```
  *
  * @module
@@ -36,6 +35,7 @@ import { parseArgs } from "jsr:@std/cli@^1.0.32/parse-args";
  * The exchange with the server, steps 3 to 5. The reply ends with the close.
  *
  * @param answer Gives what the server is sent for its greeting.
+ * @param reader One of your own shows what came of a greeting that did not end.
  * @returns The greeting.
  * @throws {Deno.errors.UnexpectedEof} If the server ended without a greeting.
  * @throws {Deno.errors.InvalidData} If the greeting is longer than 65,536 bytes.
@@ -44,9 +44,10 @@ import { parseArgs } from "jsr:@std/cli@^1.0.32/parse-args";
 export async function reply(
   connection: Deno.TcpConn,
   answer: (greeting: string) => string,
+  reader: Pick<Reader, "readAll"> = new Reader(connection),
 ): Promise<string> {
   // 3. Read the greeting, 4. to its end: there the server has half-closed.
-  const greeting = await receiveAll(connection);
+  const greeting = await reader.readAll();
   if (greeting === "") throw new Deno.errors.UnexpectedEof("no greeting");
   await sendAll(connection, answer(greeting)); // 5. Reply.
   return greeting;
@@ -55,29 +56,30 @@ export async function reply(
 /** Options of {@linkcode connect}. */
 export interface ConnectOptions<T> {
   /**
-   * All that is done on the connection. It is closed when the handler has
-   * settled, and earlier when the time is up or `signal` is aborted: reads and
-   * writes then reject. A handler that awaits something else goes on until that
-   * settles. `renew()` starts the time anew, after each message for instance.
-   *
-   * Read to the end, or half-close and read on, before you return: a close with
-   * unread input resets the connection, which can lose what was sent last.
+   * All that is done on the connection. It is closed when the handler has settled,
+   * and earlier by the time, `signal` or `session.end`: reads and writes then
+   * reject. Await, or stop, all that it starts, for instance with `session.signal`:
+   * what is left running meets a closed connection, and an error that nobody awaits
+   * ends the program. Read to the end, or half-close and read on, before you return:
+   * a close with unread input resets, which can lose what was sent last.
    */
-  handler: (connection: Deno.TcpConn, renew: () => void) => T | Promise<T>;
+  handler: (connection: Deno.TcpConn, session: Session) => T | Promise<T>;
   /** The server's address, or a name of it: 127.0.0.1 by default. */
   hostname?: string;
   /** The server's port, 8888 by default. */
   port?: number;
   /**
-   * Milliseconds for connecting and the handler together, or from the last
-   * `renew()`: 10,000 by default, above 0 and below 2 ** 31, or `Infinity`.
+   * Milliseconds for connecting and the handler, or from the last `session.renew()`:
+   * 10,000 by default, above 0 and below 2 ** 31, or `Infinity`.
    */
   timeout?: number;
   /**
-   * Milliseconds to keep trying while the connection is refused, 0 by default.
-   * Each try has its own `timeout`.
+   * Milliseconds to try again, each time with its own `timeout`, whatever keeps it
+   * from connecting but a missing permission or wrong arguments: 0 by default.
    */
   wait?: number;
+  /** Turns Nagle's algorithm off, which holds small writes back. By default true. */
+  noDelay?: boolean;
   /** Aborting it closes the connection, or ends the tries. */
   signal?: AbortSignal;
 }
@@ -99,85 +101,42 @@ const DEFAULTS = {
  * `Deno.errors.ConnectionRefused`, and the reason of an aborted `signal`.
  */
 export async function connect<T>(options: ConnectOptions<T>): Promise<T> {
-  const { timeout = DEFAULTS.timeout, handler, signal } = options;
-  checkTimeout(timeout);
-  signal?.throwIfAborted();
-  using deadline = deadlineOf(timeout, signal);
-  try {
-    using connection = await dial(options, deadline); // 2. Connect. 6. Close.
-    // Makes a pending read or write reject, however silent the server is.
-    deadline.signal.onabort = () => connection[Symbol.dispose]();
-    deadline.signal.throwIfAborted();
-    return await handler(connection, deadline.renew); // 3 to 5.
-  } catch (error) {
-    // If the deadline or the caller ended it, that is the error.
-    deadline.signal.throwIfAborted();
-    throw error;
-  }
-}
-
-/** Connects, and tries again while nothing listens there and time is left. */
-async function dial(
-  options: Omit<ConnectOptions<unknown>, "handler">,
-  { signal, renew, pause }: ReturnType<typeof deadlineOf>,
-): Promise<Deno.TcpConn> {
   const { hostname = DEFAULTS.hostname, port = DEFAULTS.port } = options;
-  const { wait = DEFAULTS.wait } = options;
+  const { timeout = DEFAULTS.timeout, wait = DEFAULTS.wait } = options;
+  const { handler, noDelay, signal } = options;
   if (!(wait >= 0)) throw new RangeError(`wait must be from 0, not ${wait}`);
   const waitEnds = performance.now() + wait;
-  for (;; await pause(50)) {
-    renew();
+  for (;;) {
+    signal?.throwIfAborted();
+    const session = new TimedSession(timeout);
+    const ended = new Promise((resolve) => session.signal.onabort = resolve);
+    const looks = TimedSession.watch([session]);
+    const abort = () => session.end(signal?.reason);
+    signal?.addEventListener("abort", abort);
+    let isConnected = false;
     try {
-      const connection = await Deno.connect({ hostname, port, signal });
-      // Where nothing listens on a port that Linux gives to clients, it may give
-      // a client that very port, and so connect it to itself.
+      const options = { hostname, port, signal: session.signal };
+      const connection = await Deno.connect(options); // 2. Connect.
+      // Where nothing listens on a port that Linux gives to clients, it may give a
+      // client that very port, and so connect it to itself.
       const { localAddr, remoteAddr } = connection;
-      if (format(localAddr) !== format(remoteAddr)) return connection;
-      connection.close();
-      throw new Deno.errors.ConnectionRefused("connected to itself");
+      isConnected = format(localAddr) !== format(remoteAddr);
+      if (!isConnected) connection.close();
+      if (!isConnected) throw new Deno.errors.ConnectionRefused("by itself");
+      // 3 to 5. Run the handler. 6. Close.
+      return await session.run(connection, handler, noDelay);
     } catch (error) {
-      signal.throwIfAborted();
-      // Nothing listens there, or not yet. Only another try can tell.
-      const isRefused = error instanceof Deno.errors.ConnectionRefused;
-      if (!isRefused || performance.now() >= waitEnds) throw error;
+      // Without the permission, or with wrong arguments, no other try helps.
+      const final = [Deno.errors.NotCapable, TypeError, RangeError, URIError];
+      const isFinal = final.some((type) => error instanceof type);
+      if (isConnected || isFinal || performance.now() >= waitEnds) throw error;
+      session.renew(1); // A pause of up to 100 ms, which an abort ends, too.
+      await ended;
+    } finally {
+      clearInterval(looks);
+      signal?.removeEventListener("abort", abort);
     }
   }
-}
-
-/** A signal that is aborted when the time is up, and when the caller aborts. */
-function deadlineOf(timeout: number, caller?: AbortSignal) {
-  const controller = new AbortController();
-  const { signal } = controller;
-  const abort = () => controller.abort(caller?.reason);
-  caller?.addEventListener("abort", abort);
-  let timer: ReturnType<typeof setTimeout> | undefined;
-  return {
-    signal,
-    /** Starts the time anew. Does nothing after the end. */
-    renew() {
-      clearTimeout(timer);
-      if (timeout === Infinity || signal.aborted) return;
-      const reason = new DOMException("time is up", "TimeoutError");
-      timer = setTimeout(() => {
-        // A little later: after a standstill (Ctrl-Z, a paused container), timers
-        // run before the reads of what has long arrived.
-        timer = setTimeout(() => controller.abort(reason), 50);
-      }, timeout);
-    },
-    /** Pauses, while no time runs. An abort ends it. */
-    async pause(milliseconds: number) {
-      clearTimeout(timer);
-      await new Promise((resolve) => {
-        timer = setTimeout(resolve, milliseconds);
-        signal.onabort = resolve;
-      });
-    },
-    [Symbol.dispose]() {
-      clearTimeout(timer);
-      caller?.removeEventListener("abort", abort);
-      controller.abort();
-    },
-  };
 }
 
 // The command
@@ -190,29 +149,11 @@ usage: deno run --allow-net client.ts [flags]
   --port, -p PORT    the server's port (${DEFAULTS.port})
   --reply TEXT       what the server is sent (${DEFAULTS.reply})
   --timeout SECONDS  for the whole exchange (${DEFAULTS.timeout / 1000})
-  --wait SECONDS     to keep trying while refused (${DEFAULTS.wait / 1000})
+  --wait SECONDS     to keep trying to connect (${DEFAULTS.wait / 1000})
   --quiet, -q        print only what comes from the server (off)
   --help, -h         show this help (off)
 
 example: deno run --allow-net client.ts --port 9000 --reply "Hello, server"`;
-
-/**
- * Runs the command: does one exchange and prints it.
- *
- * @param args The command line, such as `Deno.args`.
- * @returns The exit code: 0 success, 1 failure, 2 wrong command line.
- */
-export async function main(args: string[]): Promise<number> {
-  let flags;
-  try {
-    flags = parse(args);
-  } catch (error) {
-    report(`error: ${(error as Error).message}; see --help`);
-    return 2;
-  }
-  if (flags.help) return print(HELP) ? 0 : 1;
-  return await run(flags);
-}
 
 function parse(args: string[]) {
   const flags = parseFlags(args, {
@@ -222,31 +163,42 @@ function parse(args: string[]) {
     timeout: `${DEFAULTS.timeout / 1000}`,
     wait: `${DEFAULTS.wait / 1000}`,
   }, ["quiet", "help"]);
-  const port = numberOf("port", flags.port, 1, 65_535);
-  const timeout = 1000 *
-    numberOf("timeout", flags.timeout, 0.001, MAX_SECONDS, "number");
-  const wait = 1000 * numberOf("wait", flags.wait, 0, MAX_SECONDS, "number");
-  return { ...flags, hostname: flags.host, port, timeout, wait };
+  return {
+    ...flags,
+    hostname: flags.host.replace(/^\[(.*)\]$/, "$1"), // as a URL has it
+    port: numberOf("port", flags.port, 1, 65_535),
+    timeout: 1000 * numberOf("timeout", flags.timeout, 0.001),
+    wait: 1000 * numberOf("wait", flags.wait, 0),
+  };
 }
 
-async function run(flags: ReturnType<typeof parse>): Promise<number> {
-  let isConnected = false;
+/** Runs the command. Gives 0 for success, 1 for failure, 2 for wrong flags. */
+export async function main(args: string[]): Promise<number> {
+  let flags: ReturnType<typeof parse>;
+  try {
+    flags = parse(args);
+  } catch (error) {
+    report(`error: ${(error as Error).message}; see --help`);
+    return 2;
+  }
+  if (flags.help) return print(HELP) ? 0 : 1;
+  let reader: Reader | undefined; // set once it is connected
   let isPrinted = true; // After a line that could not be printed, no more.
   const show = (line: string) => isPrinted &&= print(line);
   const handler = async (connection: Deno.TcpConn) => {
-    isConnected = true;
+    reader = new Reader(connection);
     if (!flags.quiet) show(`Connected to ${format(connection.remoteAddr)}`);
     await reply(connection, (greeting) => {
       show(`${flags.quiet ? "" : "Greeting: "}${shown(greeting)}`);
       return flags.reply;
-    });
+    }, reader);
     if (!flags.quiet) show(`Replied: ${shown(flags.reply)}`);
   };
   try {
-    await connect({ ...flags, handler });
+    await connect({ ...flags, handler, noDelay: false }); // for one message
     return isPrinted ? 0 : 1;
   } catch (error) {
-    report(`error: ${explain(error as Error, format(flags), isConnected)}`);
+    report(`error: ${explain(error as Error, format(flags), reader)}`);
     return 1;
   }
 }
@@ -262,17 +214,21 @@ function print(text: string): boolean {
   }
 }
 
-function explain(error: Error, server: string, isConnected: boolean): string {
+function explain(error: Error, server: string, reader?: Reader): string {
   if (error instanceof DOMException) {
+    if (reader?.buffered.length) {
+      const some = shown(decoder.decode(reader.buffered));
+      return `the greeting of ${server} has not ended: it ends when the server closes, or half-closes; so far it is: ${some}`;
+    }
     return `${server} took too long; give it more time with --timeout SECONDS`;
   }
   if (error instanceof Deno.errors.UnexpectedEof) {
     return `${server} closed without a greeting`;
   }
   if (error instanceof Deno.errors.InvalidData) {
-    return `${server} sent a greeting longer than ${MAX_LENGTH} bytes`;
+    return `${server} sent a greeting longer than ${MAX} bytes`;
   }
-  if (isConnected) return `${server} reset the connection`;
+  if (reader) return `${server} reset the connection`;
   if (error instanceof Deno.errors.ConnectionRefused) {
     return `nothing listens on ${server}; start the server, or use --wait SECONDS`;
   }
@@ -282,115 +238,218 @@ function explain(error: Error, server: string, isConnected: boolean): string {
   return `cannot reach ${server}: ${error.message}`;
 }
 
-// From here to the last line, server.ts and client.ts are the same to the
-// letter: each runs alone, so neither can import what both need.
+// From here to the last line, both scripts are the same: each has to run alone.
 
-/** The most that is read of a text, in bytes, and of a line, in characters. */
-const MAX_LENGTH = 65_536;
+/** The time of a connection, and its early end. Each handler is given one. */
+export interface Session {
+  /** Starts the time anew: the option's, or other milliseconds until the next call. */
+  renew(timeout?: number): void;
+  /**
+   * Closes early: pending reads and writes reject. The reason is what `onError`
+   * gets, or what `connect` rejects with. Does nothing after the end.
+   */
+  end(reason: unknown): void;
+  /** Aborted at any early end, with its reason: for what else is awaited. */
+  readonly signal: AbortSignal;
+}
+
+/** What each script has a session for: its time, in milliseconds, starts here. */
+class TimedSession implements Session {
+  readonly #timeout: number;
+  #due = 0; // when its time is up
+  #connection?: Deno.TcpConn;
+  #index = 0; // where it stands among the others
+  #end?: { isEarly: boolean; reason?: unknown };
+  #controller?: AbortController; // made where `signal` is asked for
+
+  constructor(timeout: number) {
+    this.#timeout = timeout;
+    this.renew();
+  }
+
+  /** Ends those whose time is up, until the interval is cleared. */
+  static watch(sessions: TimedSession[]): ReturnType<typeof setInterval> {
+    let lastLook = -Infinity;
+    return setInterval(() => {
+      for (const session of sessions) {
+        // Not what is late for the first time: after a standstill (Ctrl-Z, a
+        // paused container), what has long arrived has 50 ms to be read.
+        if (session.#end || session.#due > lastLook) continue;
+        session.end(new DOMException("time is up", "TimeoutError"));
+      }
+      lastLook = performance.now();
+    }, 50);
+  }
+
+  renew(timeout: number = this.#timeout): void {
+    if (!(timeout > 0 && timeout < 2 ** 31 || timeout === Infinity)) {
+      throw new RangeError(
+        `timeout is not above 0 and below 2 ** 31: ${timeout}`,
+      );
+    }
+    this.#due = performance.now() + timeout;
+  }
+
+  end(reason: unknown): void {
+    if (this.#end) return;
+    this.#end = { isEarly: true, reason };
+    this.#connection?.[Symbol.dispose](); // not `close()`: it may be closed
+    this.#controller?.abort(reason);
+  }
+
+  get signal(): AbortSignal {
+    this.#controller ??= new AbortController();
+    if (this.#end?.isEarly) this.#controller.abort(this.#end.reason);
+    return this.#controller.signal;
+  }
+
+  /** Runs the handler and closes. Throws the reason of an early end. */
+  async run<T>(
+    connection: Deno.TcpConn,
+    handler: (connection: Deno.TcpConn, session: Session) => T | Promise<T>,
+    noDelay = true,
+    sessions: TimedSession[] = [],
+  ): Promise<T> {
+    this.#connection = connection;
+    this.#index = sessions.push(this) - 1;
+    try {
+      if (noDelay) connection.setNoDelay();
+      // It may have ended in the very turn in which the connection was made.
+      const result = this.#end ?? await handler(connection, this);
+      if (this.#end) throw this.#end.reason;
+      return result as T;
+    } catch (error) {
+      const { BadResource, Interrupted } = Deno.errors; // of reads and writes
+      const isOfEnd = [BadResource, Interrupted].some((it) =>
+        error instanceof it
+      );
+      throw this.#end && isOfEnd ? this.#end.reason : error;
+    } finally {
+      this.#end ??= { isEarly: false };
+      connection[Symbol.dispose](); // 6. Close, on every path.
+      // The last one takes its place. A `Set` costs a busy server a tenth more.
+      const last = sessions.pop()!;
+      if (last !== this) sessions[last.#index = this.#index] = last;
+    }
+  }
+}
+
+const MAX = 65_536; // bytes of a message
 const encoder = new TextEncoder();
 // Without `ignoreBOM`, a text would lose the U+FEFF that it may begin with.
-const utf8 = () => new TextDecoder("utf-8", { ignoreBOM: true });
-const decoder = utf8();
+const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
+const LAST = Symbol.for("sendAll"); // its last call on a writer, by either script
 
 /**
- * Sends all of the data, a text in UTF-8: one write may take only a part. Of two
- * at once on one connection the parts can mix, so await the first.
+ * Sends all of the data, a text in UTF-8: one write may take only a part. Of
+ * several at once on one connection, each is whole, in the order of the calls.
  */
-export async function sendAll(
-  writer: { write(data: Uint8Array): Promise<number> },
+export function sendAll(
+  writer: Pick<Deno.Conn, "write">,
   data: string | Uint8Array,
 ): Promise<void> {
-  let rest = typeof data === "string" ? encoder.encode(data) : data;
-  while (rest.length > 0) rest = rest.subarray(await writer.write(rest));
-}
-
-/**
- * Reads to the end of what the peer sends: one read is not one message.
- *
- * @param maxBytes The most to take, by default 65,536: a peer may send any.
- * @returns The text, with U+FFFD for bytes that are not UTF-8.
- * @throws {Deno.errors.InvalidData} If more than `maxBytes` came.
- */
-export async function receiveAll(
-  reader: { read(buffer: Uint8Array): Promise<number | null> },
-  maxBytes = MAX_LENGTH,
-): Promise<string> {
-  let buffer = new Uint8Array(128); // small at first: a silent peer holds it
-  for (let length = 0;;) {
-    const count = await reader.read(buffer.subarray(length));
-    // Decoded as a whole: a character may be split over two reads.
-    if (count === null) return decoder.decode(buffer.subarray(0, length));
-    length += count;
-    if (length > maxBytes) throw new Deno.errors.InvalidData("too long a text");
-    if (length === buffer.length) {
-      buffer = new Uint8Array(buffer.buffer.transfer(2 * length));
-    }
-  }
-}
-
-/**
- * Reads lines as they come, without the `\n` or `\r\n` at their ends. What
- * follows the last line end is a line, too. Leaving a `for await` ends it, with
- * what was read ahead; `next()` takes single lines.
- *
- * @param maxLength The longest line to take, by default 65,536 characters, as
- * the `length` of a string counts them.
- * @throws {Deno.errors.InvalidData} At a longer line, after those before it.
- */
-export async function* readLines(
-  reader: { read(buffer: Uint8Array): Promise<number | null> },
-  maxLength = MAX_LENGTH,
-): AsyncGenerator<string, void, void> {
-  const checked = (line: string) => {
-    if (line.length <= maxLength) return line;
-    throw new Deno.errors.InvalidData("too long a line");
+  const calls = writer as { [LAST]?: Promise<void> };
+  const send = async () => {
+    let rest = typeof data === "string" ? encoder.encode(data) : data;
+    while (rest.length > 0) rest = rest.subarray(await writer.write(rest));
   };
-  const decoder = utf8(); // keeps the part of a character that a read ends with
-  const buffer = new Uint8Array(4096);
-  let line = ""; // as far as it has come
-  for (;;) {
-    const count = await reader.read(buffer);
-    const bytes = buffer.subarray(0, count ?? 0);
-    const text = decoder.decode(bytes, { stream: count !== null });
-    const [first = "", ...others] = text.split("\n");
-    line += first;
-    for (const next of others) {
-      yield checked(line.replace(/\r$/, ""));
-      line = next;
-    }
-    if (count === null) break;
-    // Its last character may yet turn out to begin its end.
-    if (line.length > maxLength) checked(line.replace(/\r$/, ""));
-  }
-  if (line !== "") yield checked(line);
+  return calls[LAST] = calls[LAST]?.then(send, send) ?? send();
 }
 
 /**
- * A peer's text made harmless to show, on one line: control characters, line
- * separators and bidirectional controls, which a terminal obeys, become escapes
- * such as `\u001b`.
+ * Reads lines, so many bytes, or the rest, in turn: one read is not one message.
+ * More bytes than the limit, 65,536 by default, are `InvalidData`, as a peer may
+ * send any. Texts are UTF-8, with U+FFFD for other bytes. Await each call.
  */
+export class Reader {
+  #isEnded = false;
+  /** What has come and is not taken yet. */
+  buffered: Uint8Array<ArrayBuffer> = new Uint8Array(128).subarray(0, 0);
+
+  /** Reads from a connection, `Deno.stdin`, or what else has such a `read`. */
+  constructor(readonly source: Pick<Deno.Conn, "read">, readonly limit = MAX) {}
+
+  /** The next line, without its `\n` or `\r\n`, or `null` after the last. */
+  async readLine(): Promise<string | null> {
+    for (let searched = 0;;) {
+      const bytes = this.buffered;
+      const end = bytes.indexOf(0x0a, searched); // \n
+      searched = bytes.length;
+      const all = end < 0 ? searched : end;
+      // Where no line end has come yet, a last \r may turn out to begin it.
+      const length = bytes[all - 1] === 0x0d ? all - 1 : all;
+      this.#check(length);
+      if (end >= 0) return decoder.decode(this.#take(length, end + 1));
+      if (await this.#fill()) continue;
+      this.#check(all);
+      return all === 0 ? null : decoder.decode(this.#take(all));
+    }
+  }
+
+  /** The lines, as `readLine` gives them. */
+  async *[Symbol.asyncIterator](): AsyncGenerator<string, void, void> {
+    for (let line; (line = await this.readLine()) !== null;) yield line;
+  }
+
+  /** So many bytes, as a copy. `null` at the end, within them `UnexpectedEof`. */
+  async readExactly(count: number): Promise<Uint8Array<ArrayBuffer> | null> {
+    this.#check(count);
+    while (this.buffered.length < count) {
+      if (await this.#fill()) continue;
+      if (this.buffered.length === 0) return null;
+      throw new Deno.errors.UnexpectedEof("the peer ended within a message");
+    }
+    return this.#take(count).slice();
+  }
+
+  /** The rest, as a text. */
+  async readAll(): Promise<string> {
+    do this.#check(this.buffered.length); while (await this.#fill());
+    return decoder.decode(this.#take(this.buffered.length));
+  }
+
+  #check(length: number): void {
+    if (length >= 0 && length <= this.limit && length % 1 === 0) return;
+    throw new Deno.errors.InvalidData(`${length} of ${this.limit} bytes`);
+  }
+
+  #take(length: number, withItsEnd = length): Uint8Array<ArrayBuffer> {
+    const bytes = this.buffered.subarray(0, length);
+    this.buffered = this.buffered.subarray(withItsEnd);
+    return bytes;
+  }
+
+  /** Reads on. Gives whether more has come, which it has not at the end. */
+  async #fill(): Promise<boolean> {
+    let { buffer, byteOffset, length } = this.buffered;
+    // No room is left, or much of it holds what was taken: on in a new buffer.
+    if (byteOffset + length === buffer.byteLength || byteOffset > 4096) {
+      const next = new Uint8Array(Math.max(4096, 2 * length));
+      next.set(this.buffered);
+      this.buffered = next.subarray(0, length); // and the old one is free
+      [buffer, byteOffset] = [next.buffer, 0];
+    }
+    const room = new Uint8Array(buffer, byteOffset + length);
+    const count = this.#isEnded ? null : await this.source.read(room);
+    this.#isEnded = count === null;
+    this.buffered = new Uint8Array(buffer, byteOffset, length + (count ?? 0));
+    return !this.#isEnded;
+  }
+}
+
+/** A peer's text on one line, with `\u001b` and such for what terminals obey. */
 export function printable(text: string): string {
-  return text.replace(
-    /[\p{Cc}\p{Zl}\p{Zp}\p{Bidi_Control}]/gu,
-    (control) =>
-      ({ "\n": "\\n", "\r": "\\r", "\t": "\\t" })[control] ??
-        `\\u${control.charCodeAt(0).toString(16).padStart(4, "0")}`,
-  );
+  const controls = /[\p{Cc}\p{Zl}\p{Zp}\p{Bidi_Control}]/gu;
+  const names = new Map([["\n", "\\n"], ["\r", "\\r"], ["\t", "\\t"]]);
+  const code = (one: string) => one.charCodeAt(0).toString(16).padStart(4, "0");
+  return text.replace(controls, (one) => names.get(one) ?? `\\u${code(one)}`);
 }
 
 /** The same, without the line end that nc and telnet add. */
-function shown(text: string): string {
-  return printable(text.replace(/\r?\n$/, ""));
-}
+const shown = (text: string) => printable(text.replace(/\r?\n$/, ""));
 
 function format({ hostname, port }: Omit<Deno.NetAddr, "transport">): string {
   return `${hostname.includes(":") ? `[${hostname}]` : hostname}:${port}`;
-}
-
-function checkTimeout(timeout: number): void {
-  if (timeout > 0 && timeout <= 2 ** 31 - 1 || timeout === Infinity) return;
-  throw new RangeError(`timeout must be above 0 and below 2 ** 31: ${timeout}`);
 }
 
 /** Shows an error on stderr. It may quote a peer. */
@@ -409,6 +468,9 @@ function parseFlags<Valued extends string, Switch extends string>(
   defaults: Record<Valued, string>,
   switches: Switch[],
 ): Record<Valued, string> & Record<Switch, boolean> {
+  // It would be on, whatever the value.
+  const valued = args.find((arg) => /^-(-(once|quiet|help)|[qh]+)=/.test(arg));
+  if (valued) throw new TypeError(`${valued.split("=")[0]} takes no value`);
   const refuse = (arg: unknown) => {
     throw new TypeError(`unexpected "${arg}"`);
   };
@@ -420,31 +482,19 @@ function parseFlags<Valued extends string, Switch extends string>(
     unknown: refuse,
   });
   flags._.forEach(refuse); // what stands behind `--`
-  // A switch with a value would be on, whatever the value.
-  const valued = switches.find((name) =>
-    args.some((arg) => arg.startsWith(`--${name}=`))
-  );
-  if (valued) throw new TypeError(`--${valued} takes no value`);
   const empty = Object.keys(defaults).find((name) => flags[name] === "");
   if (empty) throw new TypeError(`--${empty} needs a value: --${empty}=VALUE`);
   return flags as ReturnType<typeof parseFlags<Valued, Switch>>;
 }
 
-const MAX_SECONDS = 2_147_483; // A longer timer would fire at once.
-
-/** The value of a flag as a number, written in plain decimals. */
-function numberOf(
-  flag: string,
-  text: string,
-  least: number,
-  most = Number.MAX_SAFE_INTEGER,
-  kind: "number" | "whole number" = "whole number",
-): number {
-  const pattern = kind === "number" ? /^\d+(\.\d+)?$/ : /^\d+$/;
+/** A flag's number, in plain decimals: without a `most`, of seconds for a timer. */
+function numberOf(name: string, text: string, least: number, most?: number) {
+  const pattern = most ? /^\d+$/ : /^\d+(\.\d+)?$/;
   const value = pattern.test(text) ? Number(text) : NaN;
-  if (value >= least && value <= most) return value;
-  const range = `a ${kind} from ${least} to ${most}`;
-  throw new RangeError(`--${flag} must be ${range}, not "${text}"`);
+  const limit = most ?? 2_147_483;
+  if (value >= least && value <= limit) return value;
+  const range = `a ${most ? "whole " : ""}number from ${least} to ${limit}`;
+  throw new RangeError(`--${name} must be ${range}, not "${text}"`);
 }
 
 if (import.meta.main) Deno.exit(await main(Deno.args));

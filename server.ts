@@ -12,14 +12,14 @@
  * sends each line back:
  *
  * ```ts
- * import { readLines, sendAll, serve } from "./server.ts";
+ * import { Reader, sendAll, serve } from "./server.ts";
  *
  * const server = serve({
  *   port: 9000,
- *   handler: async (connection, renew) => {
- *     for await (const line of readLines(connection)) {
+ *   handler: async (connection, session) => {
+ *     for await (const line of new Reader(connection)) {
  *       await sendAll(connection, `${line}\n`);
- *       renew(); // The next line has its own ten seconds.
+ *       session.renew(); // The next line has its own ten seconds.
  *     }
  *   },
  * });
@@ -57,40 +57,30 @@ export async function greet(
     const isGone = error instanceof BrokenPipe || error instanceof NotConnected;
     if (!isGone) throw error;
   }
-  return await receiveAll(connection); // 5. Read the reply to its end.
+  return await new Reader(connection).readAll(); // 5. Read the reply to its end.
 }
 
 /** Options of {@linkcode serve}. */
 export interface ServeOptions {
   /**
-   * All that is done on a connection. The server closes it when the handler has
-   * settled, and earlier when its time is up or the server is aborted: reads and
-   * writes then reject. A handler may close it, too, by
-   * `connection[Symbol.dispose]()`.
+   * All that is done on a connection. It is closed when the handler has settled,
+   * and earlier by the time, `signal` or `session.end`: reads and writes then
+   * reject. A handler that awaits something else goes on, and counts: give it
+   * `session.signal`. It must await neither `finished` nor `shutdown()`.
    *
-   * Read to the end, or half-close and read on, before you return: a close with
-   * unread input resets the connection, and can cost the client what was sent
-   * last. `connection.readable` closes the whole connection at its end; use
-   * `connection.read()`, {@linkcode receiveAll} or {@linkcode readLines}.
-   *
-   * `renew()` starts the time anew. So a connection may last, with a deadline
-   * for each message, for reads and writes alike.
-   *
-   * A handler that awaits something else goes on until that settles, and counts
-   * for `maxClients` and `finished` until then: it must await neither `finished`
-   * nor `shutdown()`.
+   * Await, or stop, all that it starts. What is left running meets a closed
+   * connection, and an error that nobody awaits ends the program. Read to the
+   * end, or half-close and read on, before you return: a close with unread input
+   * resets the connection, and can cost the client what was sent last. Read with
+   * {@linkcode Reader}: `connection.readable` closes all at its end.
    */
-  handler: (connection: Deno.TcpConn, renew: () => void) => unknown;
+  handler: (connection: Deno.TcpConn, session: Session) => unknown;
   /**
-   * Called with what a handler throws or rejects with, as it is, once the
-   * connection is closed. Where the server closed it first, a read or a write has
-   * rejected, with `Interrupted` for instance; if the handler lets that through,
-   * the error is the reason instead: a `DOMException` named `TimeoutError`, or
-   * that of `signal`. What `onError` throws or rejects with is shown on stderr. A
-   * promise that it returns is not waited for.
-   *
-   * The default shows the error on stderr: in one line what can happen on any
-   * connection, with its stack any other.
+   * Called, after the close, with what a handler throws, as it is, or the reason
+   * of an early end: a `DOMException` named `TimeoutError`, that of `signal`, or
+   * that of `session.end`. What it throws itself is shown on stderr; it is not
+   * waited for. The default shows the error on stderr, in one line what can happen
+   * on any connection, with its stack any other.
    */
   onError?: (error: unknown, client: Deno.NetAddr) => unknown;
   /** Where to listen: 127.0.0.1 by default, which only this machine reaches. */
@@ -98,13 +88,16 @@ export interface ServeOptions {
   /** The port to listen on, 8888 by default; 0 picks a free one. */
   port?: number;
   /**
-   * Milliseconds that a handler has, from a client's being accepted or the last
-   * `renew()`: 10,000 by default, above 0 and below 2 ** 31, or `Infinity`. The
-   * connection is closed 50 to 100 ms later.
+   * Milliseconds that a handler has, from the client's being accepted or the last
+   * `session.renew()`: 10,000 by default, above 0 and below 2 ** 31, or `Infinity`.
+   * Then a client whose machine vanished stays, and counts: better a long time,
+   * and `renew`. The close comes 50 to 100 ms after the time.
    */
   timeout?: number;
   /** Clients served at once, 1024 by default. Others wait in the kernel's queue. */
   maxClients?: number;
+  /** Turns off Nagle's algorithm, which holds small writes back: true by default. */
+  noDelay?: boolean;
   /** Aborting it closes the listener and all connections at once. */
   signal?: AbortSignal;
 }
@@ -143,16 +136,6 @@ export function serve(options: ServeOptions): Server {
 
 /** What the system reports where it has nothing left to accept a client with. */
 const SHORTAGES = ["EMFILE", "ENFILE", "ENOBUFS", "ENOMEM"];
-const NOTHING = new Uint8Array(0);
-
-/** A client whose time runs. */
-interface Client {
-  readonly connection: Deno.TcpConn;
-  /** When its time is up. `#renew` sets it anew. */
-  due: number;
-  /** Set by `#close`, which closes before the handler has settled. */
-  closed?: { reason: unknown };
-}
 
 class TcpServer implements Server {
   readonly addr: Deno.NetAddr;
@@ -161,20 +144,18 @@ class TcpServer implements Server {
   readonly #timeout: number;
   readonly #maxClients: number;
   readonly #listener: Deno.TcpListener;
+  readonly #sessions: TimedSession[] = []; // of handlers that have not settled
   #isStopping = false; // set by `shutdown`, for good
-  #active = 0; // clients whose handlers have not settled; `#serve` counts them
-  #fresh = 0; // those of them that can't be written to yet; it counts these, too
-  #wake = () => {}; // ends the wait of `#untilFewer`; called where a count sinks
-  /** Those whose time runs: the first due first, as all have the same time. */
-  readonly #clients = new Set<Client>();
-  #timer?: ReturnType<typeof setTimeout>; // one for all; `#watch` sets it
+  #looks?: ReturnType<typeof setInterval>; // set while there are any
+  #wake = () => {}; // ends the wait of `#untilFewer`
+  #lastReport = -Infinity; // of a shortage
 
   constructor(options: ServeOptions) {
     const { hostname = DEFAULTS.hostname, port = DEFAULTS.port } = options;
     this.#options = options;
     this.#timeout = options.timeout ?? DEFAULTS.timeout;
     this.#maxClients = options.maxClients ?? DEFAULTS.maxClients;
-    checkTimeout(this.#timeout);
+    new TimedSession(this.#timeout); // throws where that is out of its range
     if (!(this.#maxClients >= 1)) {
       throw new RangeError(`maxClients is below 1: ${this.#maxClients}`);
     }
@@ -189,113 +170,68 @@ class TcpServer implements Server {
   }
 
   async #acceptAll(): Promise<void> {
-    let lastReport = -Infinity;
-    while (!this.#isStopping) {
+    for (let accepted = 1; !this.#isStopping;) {
       // No room: further clients wait in the kernel's queue. None is refused.
-      if (this.#active >= this.#maxClients || this.#fresh >= 32) {
+      if (this.#sessions.length >= this.#maxClients) {
         await this.#untilFewer();
         continue;
       }
       try {
         const connection = await this.#listener.accept(); // 2. Accept.
+        // Deno learns only in a turn of its event loop that a fresh connection can
+        // be written to, and while it accepts others such turns are rare: of
+        // thousands of clients, some would wait for a second. A write of nothing
+        // ends with that turn. If it fails, the handler meets the error, too.
+        if (accepted++ % 32 === 0) {
+          await connection.write(new Uint8Array(0)).catch(() => {});
+        }
         // Not awaited, or one client would hold up the next. Never rejects.
         if (!this.#isStopping) this.#serve(connection);
         else connection.close(); // It came at the last moment.
       } catch (error) {
-        // Any other error means that one client has reset, or that this is the end.
-        if (!isSystemError(error) || !SHORTAGES.includes(error.code)) continue;
-        const now = performance.now();
-        if (now - lastReport >= 60_000) {
-          lastReport = now;
-          const what = "no client can be accepted for now, still trying";
-          report(`error: ${what}: ${error.message}`);
-        }
-        // At once it would fail again. Room is made as clients leave.
-        await new Promise((resolve) => setTimeout(resolve, 100));
+        await this.#pauseAt(error);
       }
     }
-    while (this.#active > 0) await this.#untilFewer();
-    clearTimeout(this.#timer);
+    while (this.#sessions.length > 0) await this.#untilFewer();
     this.#options.signal?.removeEventListener("abort", this.#abort);
   }
 
-  /** Waits until a count sinks. Only `#acceptAll` waits, so there is one to wake. */
+  /** Waits until one has settled. Only `#acceptAll` waits, so one is to be woken. */
   #untilFewer(): Promise<void> {
     return new Promise((resolve) => this.#wake = resolve);
   }
 
+  /** Pauses where nothing is left to accept a client with, and says so. */
+  async #pauseAt(error: unknown): Promise<void> {
+    // Any other error means that one client has reset, or that this is the end.
+    if (!isSystemError(error) || !SHORTAGES.includes(error.code)) return;
+    const now = performance.now();
+    if (now - this.#lastReport >= 60_000) {
+      this.#lastReport = now;
+      const what = "no client can be accepted for now, still trying";
+      report(`error: ${what}: ${error.message}`);
+    }
+    // At once it would fail again. Room is made as clients leave.
+    await new Promise((resolve) => setTimeout(resolve, 100));
+  }
+
   /** Serves one client, from its acceptance to its close. Never rejects. */
   async #serve(connection: Deno.TcpConn): Promise<void> {
-    const due = performance.now() + this.#timeout;
-    const client: Client = { connection, due };
-    this.#clients.add(client);
-    if (this.#timer === undefined) this.#watch();
-    this.#active++;
-    this.#fresh++;
-    let isFresh = true;
+    const { handler, noDelay, onError = showError } = this.#options;
+    const session = new TimedSession(this.#timeout);
+    this.#looks ??= TimedSession.watch(this.#sessions);
     try {
-      using _ = connection; // 6. Close, on every path.
-      // Deno learns only in a turn of its event loop that a fresh connection can
-      // be written to, and while it accepts others such turns are rare: of
-      // thousands of clients, some would wait for a second. This write of nothing
-      // ends with that turn.
-      await connection.write(NOTHING);
-      isFresh = false;
-      this.#fresh--;
-      this.#wake();
-      // 3 to 5, unless an abort in this very turn has closed it.
-      const { handler } = this.#options;
-      if (!client.closed) await handler(connection, () => this.#renew(client));
+      // 3 to 5. Run the handler. 6. Close.
+      await session.run(connection, handler, noDelay, this.#sessions);
     } catch (error) {
-      // It can't be written to: it is gone as if it had never been accepted.
-      if (isFresh) this.#fresh--;
-      else this.#report(client, error);
+      // Not awaited: it may return `finished`, which waits for this client.
+      Promise.try(onError, error, connection.remoteAddr).catch(report);
     }
-    this.#clients.delete(client);
-    this.#active--;
+    if (this.#sessions.length === 0) {
+      clearInterval(this.#looks);
+      this.#looks = undefined;
+    }
     this.#wake();
-  }
-
-  #report({ connection, closed }: Client, error: unknown): void {
-    const { onError = showError } = this.#options;
-    const reason = closed ? closed.reason : error;
-    // Not awaited: it may return `finished`, which waits for this client.
-    Promise.try(onError, reason, connection.remoteAddr).catch(report);
-  }
-
-  #renew(client: Client): void {
-    // Nothing, if it is closed or its handler has settled.
-    if (!this.#clients.delete(client)) return;
-    client.due = performance.now() + this.#timeout;
-    this.#clients.add(client);
-  }
-
-  /** Waits for the first to be due, and closes those that then are. */
-  #watch(): void {
-    this.#timer = undefined;
-    const [first] = this.#clients;
-    if (first === undefined || first.due === Infinity) return;
-    // Rounded up: a timer takes whole milliseconds, and would come too early.
-    const left = Math.max(0, Math.ceil(first.due - performance.now()));
-    this.#timer = setTimeout(() => {
-      const now = performance.now();
-      // A little later: after a standstill (Ctrl-Z, a paused container), timers
-      // run before the reads of what has long arrived.
-      this.#timer = setTimeout(() => {
-        this.#close(now, new DOMException("time is up", "TimeoutError"));
-        this.#watch();
-      }, 50);
-    }, left);
-  }
-
-  /** Closes those due by then. Their pending reads and writes reject. */
-  #close(until: number, reason: unknown): void {
-    for (const client of this.#clients) {
-      if (client.due > until) break;
-      client.closed = { reason };
-      this.#clients.delete(client);
-      client.connection[Symbol.dispose](); // not `close()`: it may be closed
-    }
   }
 
   // A field, so that it can be passed on as it is.
@@ -306,15 +242,35 @@ class TcpServer implements Server {
     this.#listener[Symbol.dispose]();
     return this.finished;
   };
+  readonly [Symbol.asyncDispose] = this.shutdown;
 
   readonly #abort = (): void => {
     this.shutdown();
-    this.#close(Infinity, this.#options.signal?.reason);
+    for (const one of this.#sessions) one.end(this.#options.signal?.reason);
   };
+}
 
-  [Symbol.asyncDispose](): Promise<void> {
-    return this.shutdown();
+/**
+ * Calls back at the first stop signal: Ctrl-C, or SIGTERM. A second one ends the
+ * program, as if nobody listened. To dispose of it stops the listening.
+ */
+export function onStopSignal(callback: () => unknown): Disposable {
+  const listening = new DisposableStack();
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  const listener = () => {
+    // Under `deno task`, one Ctrl-C comes twice: from the terminal and the task.
+    if (timer !== undefined) return;
+    timer = setTimeout(() => listening.dispose(), 100);
+    callback();
+  };
+  listening.defer(() => clearTimeout(timer));
+  for (const signal of ["SIGINT", "SIGTERM"] as const) {
+    // Windows has no SIGTERM to listen for.
+    if (signal === "SIGTERM" && Deno.build.os === "windows") continue;
+    Deno.addSignalListener(signal, listener);
+    listening.defer(() => Deno.removeSignalListener(signal, listener));
   }
+  return listening;
 }
 
 /** The default of `onError`. */
@@ -349,14 +305,7 @@ usage: deno run --allow-net server.ts [flags]
 
 example: deno run --allow-net server.ts --port 9000 --greeting "Hello, client"`;
 
-/**
- * Runs the command: prints what happens, and ends after one client with
- * `--once`, otherwise on a stop signal.
- *
- * @param args The command line, such as `Deno.args`.
- * @returns The exit code: 0 success, 1 failure, 2 wrong command line, 130 ended
- * by a second stop signal.
- */
+/** Runs the command. Gives 0 for success, 1 for failure, 2 for wrong flags. */
 export async function main(args: string[]): Promise<number> {
   const out = new LineWriter();
   let flags;
@@ -381,24 +330,23 @@ function parse(args: string[]) {
     timeout: `${DEFAULTS.timeout / 1000}`,
     "max-clients": `${DEFAULTS.maxClients}`,
   }, ["once", "quiet", "help"]);
-  const { host: hostname, greeting, once, quiet, help } = flags;
-  const port = numberOf("port", flags.port, 0, 65_535);
-  const timeout = 1000 *
-    numberOf("timeout", flags.timeout, 0.001, MAX_SECONDS, "number");
-  const most = numberOf("max-clients", flags["max-clients"], 1);
-  const maxClients = once ? 1 : most;
-  return { hostname, port, greeting, timeout, maxClients, once, quiet, help };
+  return {
+    ...flags,
+    hostname: flags.host.replace(/^\[(.*)\]$/, "$1"), // as a URL has it
+    port: numberOf("port", flags.port, 0, 65_535),
+    timeout: 1000 * numberOf("timeout", flags.timeout, 0.001),
+    maxClients: numberOf("max-clients", flags["max-clients"], 1, 2 ** 53 - 1),
+  };
 }
 
 async function run(
   { greeting, once, quiet, ...options }: ReturnType<typeof parse>,
   out: LineWriter,
 ): Promise<number> {
-  const stop = new AbortController();
-  let server: Server | undefined;
-  let isStopping = false;
+  let server: Server;
   let served = 0;
   let active = 0;
+  let isOver = false;
   let code = once ? 1 : 0; // with --once, 0 when its client has replied or left
   const show = (client: Deno.NetAddr, outcome: string, reply = "") => {
     if (!quiet) out.print(`${format(client)} ${outcome}${shown(reply)}`);
@@ -408,7 +356,7 @@ async function run(
     served++;
     active++;
     show(client, "connected");
-    if (once) server?.shutdown(); // `finished` is awaited below
+    if (once) server.shutdown(); // `finished` is awaited below
     try {
       const reply = await greet(connection, greeting);
       show(client, reply === "" ? "left without a reply" : "replied: ", reply);
@@ -418,61 +366,38 @@ async function run(
     }
   }
   function onError(error: unknown, client: Deno.NetAddr): void {
-    const outcome = outcomeOf(error, stop.signal);
+    const outcome = outcomeOf(error);
     show(client, outcome);
     if (outcome === "failed") report(error);
   }
-  // From before it listens, as a signal right after the line that says so would
-  // end the program, until the lines are out.
-  using _ = onStopSignal(() => {
-    if (isStopping) return stop.abort();
-    isStopping = true;
-    out.print(`Stopping: ${count(active, "client")} to finish`);
-    server?.shutdown(); // as above
-  });
   try {
-    server = serve({ ...options, handler, onError, signal: stop.signal });
+    // One message needs no `noDelay`, which is a system call for each client.
+    server = serve({ ...options, handler, onError, noDelay: false });
   } catch (error) {
     report(`error: ${explain(error as Error, format(options))}`);
     return 1;
   }
+  // Not earlier: where `Deno.listen` asks for the permission, a signal ends it.
+  const listening = onStopSignal(() => {
+    if (!isOver) out.print(`Stopping: ${count(active, "client")} to finish`);
+    server.shutdown(); // as above
+  });
+  // A command listens to its very end: a late signal must not cost its exit code.
+  using _ = import.meta.main ? null : listening;
   out.print(`Listening on ${format(server.addr)}`);
   await server.finished;
-  isStopping = true; // From now on, a signal ends the wait for the lines.
+  isOver = true;
   out.print(`Served ${count(served, "client")}`);
-  const isPrinted = await out.flush(stop.signal);
-  if (stop.signal.aborted) return 130;
-  if (isPrinted || !once) return code;
+  if (await out.flush()) return code;
   out.fail("nobody reads the lines");
-  return 1;
+  return once ? 1 : code;
 }
 
 /** What is printed of a client whose exchange ended with an error. */
-function outcomeOf(error: unknown, stop: AbortSignal): string {
-  if (stop.aborted && error === stop.reason) return "cut off";
+function outcomeOf(error: unknown): string {
   if (error instanceof DOMException) return "timed out";
   if (error instanceof Deno.errors.InvalidData) return "sent too long a reply";
   return isSystemError(error) ? "reset the connection" : "failed";
-}
-
-/** Calls back at each stop signal, until it is disposed of. */
-function onStopSignal(callback: () => void): Disposable {
-  let last = -Infinity;
-  const listener = () => {
-    // Under `deno task`, one Ctrl-C comes twice: from the terminal and the task.
-    const now = performance.now();
-    if (now - last < 100) return;
-    last = now;
-    callback();
-  };
-  const stack = new DisposableStack();
-  for (const signal of ["SIGINT", "SIGTERM"] as const) {
-    // Windows has no SIGTERM to listen for.
-    if (signal === "SIGTERM" && Deno.build.os === "windows") continue;
-    Deno.addSignalListener(signal, listener);
-    stack.defer(() => Deno.removeSignalListener(signal, listener));
-  }
-  return stack;
 }
 
 function explain(error: Error, address: string): string {
@@ -496,37 +421,29 @@ function count(number: number, noun: "client" | "line"): string {
 }
 
 /**
- * Prints lines, in order, without blocking: while the reader of a pipe does not
- * read, or after Ctrl-S, `console.log` would hold up every connection, and the
- * stop signals, too.
+ * Prints without blocking. While the reader of a pipe does not read, or after
+ * Ctrl-S, `console.log` would hold up every connection, and the stop signals.
  */
 class LineWriter {
-  #failed = false; // set by `fail`, where lines are lost
-  #waiting = ""; // the lines to be written next
-  #dropped = 0; // those left out behind them, where they are too many
+  #waiting = ""; // lines, written together: one by one costs half as much again
+  #dropped = 0; // lines for which there was no room among them
   #written?: Promise<void>; // set while `#writeAll` is at work
+  #failed = false; // set by `fail`, where lines are lost
 
   print(line: string): void {
-    // Where one was left out, so are the next, until the gap is written.
-    const hasRoom = this.#waiting.length + line.length < 2 ** 24;
-    if (hasRoom && this.#dropped === 0) this.#waiting += `${line}\n`;
-    else this.#dropped++;
+    if (this.#waiting.length + line.length < 2 ** 24) {
+      this.#waiting += `${line}\n`;
+    } else this.#dropped++;
     this.#written ??= this.#writeAll();
   }
 
   async #writeAll(): Promise<void> {
     while (this.#waiting !== "") {
       let lines = this.#waiting;
-      if (this.#dropped > 0) {
-        lines += `${count(this.#dropped, "line")} dropped\n`;
-      }
-      this.#waiting = "";
-      this.#dropped = 0;
-      try {
-        await sendAll(Deno.stdout, lines);
-      } catch (error) {
-        this.fail((error as Error).message);
-      }
+      if (this.#dropped) lines += `${count(this.#dropped, "line")} dropped\n`;
+      [this.#waiting, this.#dropped] = ["", 0];
+      const { stdout } = Deno;
+      await sendAll(stdout, lines).catch(({ message }) => this.fail(message));
     }
     this.#written = undefined;
   }
@@ -537,130 +454,228 @@ class LineWriter {
     this.#failed = true;
   }
 
-  /**
-   * Waits until all is written, 5 s at most, and not after a further signal.
-   * Resolves to whether it is.
-   */
-  async flush(stop?: AbortSignal): Promise<boolean> {
-    const { promise: givenUp, resolve: giveUp } = Promise.withResolvers<void>();
-    stop?.addEventListener("abort", () => giveUp());
-    // After a second signal, what is taken at once still comes.
-    const timer = setTimeout(giveUp, stop?.aborted ? 100 : 5_000);
-    await Promise.race([this.#written, givenUp]);
+  /** Waits until all is written, 5 s at most. Resolves to whether it is. */
+  async flush(): Promise<boolean> {
+    const { promise, resolve } = Promise.withResolvers<void>();
+    const timer = setTimeout(resolve, 5_000);
+    await Promise.race([this.#written, promise]);
     clearTimeout(timer);
     return this.#written === undefined && !this.#failed;
   }
 }
 
-// From here to the last line, server.ts and client.ts are the same to the
-// letter: each runs alone, so neither can import what both need.
+// From here to the last line, both scripts are the same: each has to run alone.
 
-/** The most that is read of a text, in bytes, and of a line, in characters. */
-const MAX_LENGTH = 65_536;
+/** The time of a connection, and its early end. Each handler is given one. */
+export interface Session {
+  /** Starts the time anew: the option's, or other milliseconds until the next call. */
+  renew(timeout?: number): void;
+  /**
+   * Closes early: pending reads and writes reject. The reason is what `onError`
+   * gets, or what `connect` rejects with. Does nothing after the end.
+   */
+  end(reason: unknown): void;
+  /** Aborted at any early end, with its reason: for what else is awaited. */
+  readonly signal: AbortSignal;
+}
+
+/** What each script has a session for: its time, in milliseconds, starts here. */
+class TimedSession implements Session {
+  readonly #timeout: number;
+  #due = 0; // when its time is up
+  #connection?: Deno.TcpConn;
+  #index = 0; // where it stands among the others
+  #end?: { isEarly: boolean; reason?: unknown };
+  #controller?: AbortController; // made where `signal` is asked for
+
+  constructor(timeout: number) {
+    this.#timeout = timeout;
+    this.renew();
+  }
+
+  /** Ends those whose time is up, until the interval is cleared. */
+  static watch(sessions: TimedSession[]): ReturnType<typeof setInterval> {
+    let lastLook = -Infinity;
+    return setInterval(() => {
+      for (const session of sessions) {
+        // Not what is late for the first time: after a standstill (Ctrl-Z, a
+        // paused container), what has long arrived has 50 ms to be read.
+        if (session.#end || session.#due > lastLook) continue;
+        session.end(new DOMException("time is up", "TimeoutError"));
+      }
+      lastLook = performance.now();
+    }, 50);
+  }
+
+  renew(timeout: number = this.#timeout): void {
+    if (!(timeout > 0 && timeout < 2 ** 31 || timeout === Infinity)) {
+      throw new RangeError(
+        `timeout is not above 0 and below 2 ** 31: ${timeout}`,
+      );
+    }
+    this.#due = performance.now() + timeout;
+  }
+
+  end(reason: unknown): void {
+    if (this.#end) return;
+    this.#end = { isEarly: true, reason };
+    this.#connection?.[Symbol.dispose](); // not `close()`: it may be closed
+    this.#controller?.abort(reason);
+  }
+
+  get signal(): AbortSignal {
+    this.#controller ??= new AbortController();
+    if (this.#end?.isEarly) this.#controller.abort(this.#end.reason);
+    return this.#controller.signal;
+  }
+
+  /** Runs the handler and closes. Throws the reason of an early end. */
+  async run<T>(
+    connection: Deno.TcpConn,
+    handler: (connection: Deno.TcpConn, session: Session) => T | Promise<T>,
+    noDelay = true,
+    sessions: TimedSession[] = [],
+  ): Promise<T> {
+    this.#connection = connection;
+    this.#index = sessions.push(this) - 1;
+    try {
+      if (noDelay) connection.setNoDelay();
+      // It may have ended in the very turn in which the connection was made.
+      const result = this.#end ?? await handler(connection, this);
+      if (this.#end) throw this.#end.reason;
+      return result as T;
+    } catch (error) {
+      const { BadResource, Interrupted } = Deno.errors; // of reads and writes
+      const isOfEnd = [BadResource, Interrupted].some((it) =>
+        error instanceof it
+      );
+      throw this.#end && isOfEnd ? this.#end.reason : error;
+    } finally {
+      this.#end ??= { isEarly: false };
+      connection[Symbol.dispose](); // 6. Close, on every path.
+      // The last one takes its place. A `Set` costs a busy server a tenth more.
+      const last = sessions.pop()!;
+      if (last !== this) sessions[last.#index = this.#index] = last;
+    }
+  }
+}
+
+const MAX = 65_536; // bytes of a message
 const encoder = new TextEncoder();
 // Without `ignoreBOM`, a text would lose the U+FEFF that it may begin with.
-const utf8 = () => new TextDecoder("utf-8", { ignoreBOM: true });
-const decoder = utf8();
+const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
+const LAST = Symbol.for("sendAll"); // its last call on a writer, by either script
 
 /**
- * Sends all of the data, a text in UTF-8: one write may take only a part. Of two
- * at once on one connection the parts can mix, so await the first.
+ * Sends all of the data, a text in UTF-8: one write may take only a part. Of
+ * several at once on one connection, each is whole, in the order of the calls.
  */
-export async function sendAll(
-  writer: { write(data: Uint8Array): Promise<number> },
+export function sendAll(
+  writer: Pick<Deno.Conn, "write">,
   data: string | Uint8Array,
 ): Promise<void> {
-  let rest = typeof data === "string" ? encoder.encode(data) : data;
-  while (rest.length > 0) rest = rest.subarray(await writer.write(rest));
-}
-
-/**
- * Reads to the end of what the peer sends: one read is not one message.
- *
- * @param maxBytes The most to take, by default 65,536: a peer may send any.
- * @returns The text, with U+FFFD for bytes that are not UTF-8.
- * @throws {Deno.errors.InvalidData} If more than `maxBytes` came.
- */
-export async function receiveAll(
-  reader: { read(buffer: Uint8Array): Promise<number | null> },
-  maxBytes = MAX_LENGTH,
-): Promise<string> {
-  let buffer = new Uint8Array(128); // small at first: a silent peer holds it
-  for (let length = 0;;) {
-    const count = await reader.read(buffer.subarray(length));
-    // Decoded as a whole: a character may be split over two reads.
-    if (count === null) return decoder.decode(buffer.subarray(0, length));
-    length += count;
-    if (length > maxBytes) throw new Deno.errors.InvalidData("too long a text");
-    if (length === buffer.length) {
-      buffer = new Uint8Array(buffer.buffer.transfer(2 * length));
-    }
-  }
-}
-
-/**
- * Reads lines as they come, without the `\n` or `\r\n` at their ends. What
- * follows the last line end is a line, too. Leaving a `for await` ends it, with
- * what was read ahead; `next()` takes single lines.
- *
- * @param maxLength The longest line to take, by default 65,536 characters, as
- * the `length` of a string counts them.
- * @throws {Deno.errors.InvalidData} At a longer line, after those before it.
- */
-export async function* readLines(
-  reader: { read(buffer: Uint8Array): Promise<number | null> },
-  maxLength = MAX_LENGTH,
-): AsyncGenerator<string, void, void> {
-  const checked = (line: string) => {
-    if (line.length <= maxLength) return line;
-    throw new Deno.errors.InvalidData("too long a line");
+  const calls = writer as { [LAST]?: Promise<void> };
+  const send = async () => {
+    let rest = typeof data === "string" ? encoder.encode(data) : data;
+    while (rest.length > 0) rest = rest.subarray(await writer.write(rest));
   };
-  const decoder = utf8(); // keeps the part of a character that a read ends with
-  const buffer = new Uint8Array(4096);
-  let line = ""; // as far as it has come
-  for (;;) {
-    const count = await reader.read(buffer);
-    const bytes = buffer.subarray(0, count ?? 0);
-    const text = decoder.decode(bytes, { stream: count !== null });
-    const [first = "", ...others] = text.split("\n");
-    line += first;
-    for (const next of others) {
-      yield checked(line.replace(/\r$/, ""));
-      line = next;
-    }
-    if (count === null) break;
-    // Its last character may yet turn out to begin its end.
-    if (line.length > maxLength) checked(line.replace(/\r$/, ""));
-  }
-  if (line !== "") yield checked(line);
+  return calls[LAST] = calls[LAST]?.then(send, send) ?? send();
 }
 
 /**
- * A peer's text made harmless to show, on one line: control characters, line
- * separators and bidirectional controls, which a terminal obeys, become escapes
- * such as `\u001b`.
+ * Reads lines, so many bytes, or the rest, in turn: one read is not one message.
+ * More bytes than the limit, 65,536 by default, are `InvalidData`, as a peer may
+ * send any. Texts are UTF-8, with U+FFFD for other bytes. Await each call.
  */
+export class Reader {
+  #isEnded = false;
+  /** What has come and is not taken yet. */
+  buffered: Uint8Array<ArrayBuffer> = new Uint8Array(128).subarray(0, 0);
+
+  /** Reads from a connection, `Deno.stdin`, or what else has such a `read`. */
+  constructor(readonly source: Pick<Deno.Conn, "read">, readonly limit = MAX) {}
+
+  /** The next line, without its `\n` or `\r\n`, or `null` after the last. */
+  async readLine(): Promise<string | null> {
+    for (let searched = 0;;) {
+      const bytes = this.buffered;
+      const end = bytes.indexOf(0x0a, searched); // \n
+      searched = bytes.length;
+      const all = end < 0 ? searched : end;
+      // Where no line end has come yet, a last \r may turn out to begin it.
+      const length = bytes[all - 1] === 0x0d ? all - 1 : all;
+      this.#check(length);
+      if (end >= 0) return decoder.decode(this.#take(length, end + 1));
+      if (await this.#fill()) continue;
+      this.#check(all);
+      return all === 0 ? null : decoder.decode(this.#take(all));
+    }
+  }
+
+  /** The lines, as `readLine` gives them. */
+  async *[Symbol.asyncIterator](): AsyncGenerator<string, void, void> {
+    for (let line; (line = await this.readLine()) !== null;) yield line;
+  }
+
+  /** So many bytes, as a copy. `null` at the end, within them `UnexpectedEof`. */
+  async readExactly(count: number): Promise<Uint8Array<ArrayBuffer> | null> {
+    this.#check(count);
+    while (this.buffered.length < count) {
+      if (await this.#fill()) continue;
+      if (this.buffered.length === 0) return null;
+      throw new Deno.errors.UnexpectedEof("the peer ended within a message");
+    }
+    return this.#take(count).slice();
+  }
+
+  /** The rest, as a text. */
+  async readAll(): Promise<string> {
+    do this.#check(this.buffered.length); while (await this.#fill());
+    return decoder.decode(this.#take(this.buffered.length));
+  }
+
+  #check(length: number): void {
+    if (length >= 0 && length <= this.limit && length % 1 === 0) return;
+    throw new Deno.errors.InvalidData(`${length} of ${this.limit} bytes`);
+  }
+
+  #take(length: number, withItsEnd = length): Uint8Array<ArrayBuffer> {
+    const bytes = this.buffered.subarray(0, length);
+    this.buffered = this.buffered.subarray(withItsEnd);
+    return bytes;
+  }
+
+  /** Reads on. Gives whether more has come, which it has not at the end. */
+  async #fill(): Promise<boolean> {
+    let { buffer, byteOffset, length } = this.buffered;
+    // No room is left, or much of it holds what was taken: on in a new buffer.
+    if (byteOffset + length === buffer.byteLength || byteOffset > 4096) {
+      const next = new Uint8Array(Math.max(4096, 2 * length));
+      next.set(this.buffered);
+      this.buffered = next.subarray(0, length); // and the old one is free
+      [buffer, byteOffset] = [next.buffer, 0];
+    }
+    const room = new Uint8Array(buffer, byteOffset + length);
+    const count = this.#isEnded ? null : await this.source.read(room);
+    this.#isEnded = count === null;
+    this.buffered = new Uint8Array(buffer, byteOffset, length + (count ?? 0));
+    return !this.#isEnded;
+  }
+}
+
+/** A peer's text on one line, with `\u001b` and such for what terminals obey. */
 export function printable(text: string): string {
-  return text.replace(
-    /[\p{Cc}\p{Zl}\p{Zp}\p{Bidi_Control}]/gu,
-    (control) =>
-      ({ "\n": "\\n", "\r": "\\r", "\t": "\\t" })[control] ??
-        `\\u${control.charCodeAt(0).toString(16).padStart(4, "0")}`,
-  );
+  const controls = /[\p{Cc}\p{Zl}\p{Zp}\p{Bidi_Control}]/gu;
+  const names = new Map([["\n", "\\n"], ["\r", "\\r"], ["\t", "\\t"]]);
+  const code = (one: string) => one.charCodeAt(0).toString(16).padStart(4, "0");
+  return text.replace(controls, (one) => names.get(one) ?? `\\u${code(one)}`);
 }
 
 /** The same, without the line end that nc and telnet add. */
-function shown(text: string): string {
-  return printable(text.replace(/\r?\n$/, ""));
-}
+const shown = (text: string) => printable(text.replace(/\r?\n$/, ""));
 
 function format({ hostname, port }: Omit<Deno.NetAddr, "transport">): string {
   return `${hostname.includes(":") ? `[${hostname}]` : hostname}:${port}`;
-}
-
-function checkTimeout(timeout: number): void {
-  if (timeout > 0 && timeout <= 2 ** 31 - 1 || timeout === Infinity) return;
-  throw new RangeError(`timeout must be above 0 and below 2 ** 31: ${timeout}`);
 }
 
 /** Shows an error on stderr. It may quote a peer. */
@@ -679,6 +694,9 @@ function parseFlags<Valued extends string, Switch extends string>(
   defaults: Record<Valued, string>,
   switches: Switch[],
 ): Record<Valued, string> & Record<Switch, boolean> {
+  // It would be on, whatever the value.
+  const valued = args.find((arg) => /^-(-(once|quiet|help)|[qh]+)=/.test(arg));
+  if (valued) throw new TypeError(`${valued.split("=")[0]} takes no value`);
   const refuse = (arg: unknown) => {
     throw new TypeError(`unexpected "${arg}"`);
   };
@@ -690,31 +708,19 @@ function parseFlags<Valued extends string, Switch extends string>(
     unknown: refuse,
   });
   flags._.forEach(refuse); // what stands behind `--`
-  // A switch with a value would be on, whatever the value.
-  const valued = switches.find((name) =>
-    args.some((arg) => arg.startsWith(`--${name}=`))
-  );
-  if (valued) throw new TypeError(`--${valued} takes no value`);
   const empty = Object.keys(defaults).find((name) => flags[name] === "");
   if (empty) throw new TypeError(`--${empty} needs a value: --${empty}=VALUE`);
   return flags as ReturnType<typeof parseFlags<Valued, Switch>>;
 }
 
-const MAX_SECONDS = 2_147_483; // A longer timer would fire at once.
-
-/** The value of a flag as a number, written in plain decimals. */
-function numberOf(
-  flag: string,
-  text: string,
-  least: number,
-  most = Number.MAX_SAFE_INTEGER,
-  kind: "number" | "whole number" = "whole number",
-): number {
-  const pattern = kind === "number" ? /^\d+(\.\d+)?$/ : /^\d+$/;
+/** A flag's number, in plain decimals: without a `most`, of seconds for a timer. */
+function numberOf(name: string, text: string, least: number, most?: number) {
+  const pattern = most ? /^\d+$/ : /^\d+(\.\d+)?$/;
   const value = pattern.test(text) ? Number(text) : NaN;
-  if (value >= least && value <= most) return value;
-  const range = `a ${kind} from ${least} to ${most}`;
-  throw new RangeError(`--${flag} must be ${range}, not "${text}"`);
+  const limit = most ?? 2_147_483;
+  if (value >= least && value <= limit) return value;
+  const range = `a ${most ? "whole " : ""}number from ${least} to ${limit}`;
+  throw new RangeError(`--${name} must be ${range}, not "${text}"`);
 }
 
 if (import.meta.main) Deno.exit(await main(Deno.args));
