@@ -636,7 +636,9 @@ export class Reader {
 
   #check(length: number): void {
     if (length >= 0 && length <= this.limit && length % 1 === 0) return;
-    throw new Deno.errors.InvalidData(`${length} of ${this.limit} bytes`);
+    throw new Deno.errors.InvalidData(
+      `${length} bytes, not 0 to ${this.limit}`,
+    );
   }
 
   #take(length: number, withItsEnd = length): Uint8Array<ArrayBuffer> {
