@@ -636,9 +636,7 @@ export class Reader {
 
   #check(length: number): void {
     if (length >= 0 && length <= this.limit && length % 1 === 0) return;
-    throw new Deno.errors.InvalidData(
-      `${length} bytes, not 0 to ${this.limit}`,
-    );
+    throw new Deno.errors.InvalidData(`${length} bytes, at most ${this.limit}`);
   }
 
   #take(length: number, withItsEnd = length): Uint8Array<ArrayBuffer> {
