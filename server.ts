@@ -481,15 +481,13 @@ export interface Session {
 
 /** What each script has a session for: its time, in milliseconds, starts here. */
 class TimedSession implements Session {
-  readonly #timeout: number;
   #due = 0; // when its time is up
   #connection?: Deno.TcpConn;
   #index = 0; // where it stands among the others
   #end?: { isEarly: boolean; reason?: unknown };
   #controller?: AbortController; // made where `signal` is asked for
 
-  constructor(timeout: number) {
-    this.#timeout = timeout;
+  constructor(readonly timeout: number) {
     this.renew();
   }
 
@@ -507,7 +505,7 @@ class TimedSession implements Session {
     }, 50);
   }
 
-  renew(timeout: number = this.#timeout): void {
+  renew(timeout: number = this.timeout): void {
     if (!(timeout > 0 && timeout < 2 ** 31 || timeout === Infinity)) {
       throw new RangeError(
         `timeout is not above 0 and below 2 ** 31: ${timeout}`,
@@ -588,12 +586,18 @@ export function sendAll(
  * send any. Texts are UTF-8, with U+FFFD for other bytes. Await each call.
  */
 export class Reader {
+  #buffer = new Uint8Array(128); // small at first: a silent peer holds it
+  #start = 0; // What has come and is not taken yet stands from here
+  #end = 0; // to here.
   #isEnded = false;
-  /** What has come and is not taken yet. */
-  buffered: Uint8Array<ArrayBuffer> = new Uint8Array(128).subarray(0, 0);
 
   /** Reads from a connection, `Deno.stdin`, or what else has such a `read`. */
   constructor(readonly source: Pick<Deno.Conn, "read">, readonly limit = MAX) {}
+
+  /** What has come and is not taken yet. */
+  get buffered(): Uint8Array<ArrayBuffer> {
+    return this.#buffer.subarray(this.#start, this.#end);
+  }
 
   /** The next line, without its `\n` or `\r\n`, or `null` after the last. */
   async readLine(): Promise<string | null> {
@@ -630,8 +634,8 @@ export class Reader {
 
   /** The rest, as a text. */
   async readAll(): Promise<string> {
-    do this.#check(this.buffered.length); while (await this.#fill());
-    return decoder.decode(this.#take(this.buffered.length));
+    do this.#check(this.#end - this.#start); while (await this.#fill());
+    return decoder.decode(this.#take(this.#end - this.#start));
   }
 
   #check(length: number): void {
@@ -640,25 +644,24 @@ export class Reader {
   }
 
   #take(length: number, withItsEnd = length): Uint8Array<ArrayBuffer> {
-    const bytes = this.buffered.subarray(0, length);
-    this.buffered = this.buffered.subarray(withItsEnd);
+    const bytes = this.#buffer.subarray(this.#start, this.#start + length);
+    this.#start += withItsEnd;
     return bytes;
   }
 
   /** Reads on. Gives whether more has come, which it has not at the end. */
   async #fill(): Promise<boolean> {
-    let { buffer, byteOffset, length } = this.buffered;
     // No room is left, or much of it holds what was taken: on in a new buffer.
-    if (byteOffset + length === buffer.byteLength || byteOffset > 4096) {
-      const next = new Uint8Array(Math.max(4096, 2 * length));
-      next.set(this.buffered);
-      this.buffered = next.subarray(0, length); // and the old one is free
-      [buffer, byteOffset] = [next.buffer, 0];
+    if (this.#end === this.#buffer.length || this.#start > 4096) {
+      const kept = this.buffered;
+      this.#buffer = new Uint8Array(Math.max(4096, 2 * kept.length));
+      this.#buffer.set(kept);
+      [this.#start, this.#end] = [0, kept.length];
     }
-    const room = new Uint8Array(buffer, byteOffset + length);
+    const room = this.#end ? this.#buffer.subarray(this.#end) : this.#buffer;
     const count = this.#isEnded ? null : await this.source.read(room);
     this.#isEnded = count === null;
-    this.buffered = new Uint8Array(buffer, byteOffset, length + (count ?? 0));
+    this.#end += count ?? 0;
     return !this.#isEnded;
   }
 }
@@ -673,18 +676,15 @@ export function printable(text: string): string {
 
 /** The same, without the line end that nc and telnet add. */
 const shown = (text: string) => printable(text.replace(/\r?\n$/, ""));
-
-function format({ hostname, port }: Omit<Deno.NetAddr, "transport">): string {
-  return `${hostname.includes(":") ? `[${hostname}]` : hostname}:${port}`;
-}
+const format = ({ hostname: name, port }: { hostname: string; port: number }) =>
+  `${name.includes(":") ? `[${name}]` : name}:${port}`;
 
 /** Shows an error on stderr. It may quote a peer. */
 function report(error: unknown, prefix = ""): void {
   try {
     const text = typeof error === "string" ? error : Deno.inspect(error);
     console.error((prefix + text).split("\n").map(printable).join("\n"));
-  } catch {
-    // There is no other place to say it.
+  } catch { // There is no other place to say it.
   }
 }
 
