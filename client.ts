@@ -313,7 +313,7 @@ class TimedSession implements Session {
     try {
       if (noDelay) connection.setNoDelay();
       // It may have ended in the very turn in which the connection was made.
-      const result = this.#end ?? await handler(connection, this);
+      const result = this.#end ? undefined : await handler(connection, this);
       if (this.#end) throw this.#end.reason;
       return result as T;
     } catch (error) {

@@ -43,7 +43,7 @@ import { parseArgs } from "jsr:@std/cli@^1.0.32/parse-args";
  */
 export async function greet(
   connection: Deno.TcpConn,
-  greeting: string,
+  greeting: string | Uint8Array,
 ): Promise<string> {
   try {
     await sendAll(connection, greeting); // 3. Greet.
@@ -344,6 +344,7 @@ async function run(
   out: LineWriter,
 ): Promise<number> {
   let server: Server;
+  const bytes = encoder.encode(greeting); // once for all
   let served = 0;
   let active = 0;
   let isOver = false;
@@ -358,7 +359,7 @@ async function run(
     show(client, "connected");
     if (once) server.shutdown(); // `finished` is awaited below
     try {
-      const reply = await greet(connection, greeting);
+      const reply = await greet(connection, bytes);
       show(client, reply === "" ? "left without a reply" : "replied: ", reply);
       code = 0;
     } finally {
@@ -539,7 +540,7 @@ class TimedSession implements Session {
     try {
       if (noDelay) connection.setNoDelay();
       // It may have ended in the very turn in which the connection was made.
-      const result = this.#end ?? await handler(connection, this);
+      const result = this.#end ? undefined : await handler(connection, this);
       if (this.#end) throw this.#end.reason;
       return result as T;
     } catch (error) {
