@@ -149,7 +149,9 @@ usage: deno run --allow-net client.ts [flags]
   --port, -p PORT    the server's port (${DEFAULTS.port})
   --reply TEXT       what the server is sent (${DEFAULTS.reply})
   --timeout SECONDS  for the whole exchange (${DEFAULTS.timeout / 1000})
-  --wait SECONDS     to keep trying to connect (${DEFAULTS.wait / 1000})
+  --wait SECONDS     to keep trying, whatever prevents it (${
+  DEFAULTS.wait / 1000
+})
   --quiet, -q        print only what comes from the server (off)
   --help, -h         show this help (off)
 
