@@ -149,9 +149,7 @@ usage: deno run --allow-net client.ts [flags]
   --port, -p PORT    the server's port (${DEFAULTS.port})
   --reply TEXT       what the server is sent (${DEFAULTS.reply})
   --timeout SECONDS  for the whole exchange (${DEFAULTS.timeout / 1000})
-  --wait SECONDS     to keep trying, whatever prevents it (${
-  DEFAULTS.wait / 1000
-})
+  --wait SECONDS     to try again, whatever fails (${DEFAULTS.wait / 1000})
   --quiet, -q        print only what comes from the server (off)
   --help, -h         show this help (off)
 
@@ -244,7 +242,10 @@ function explain(error: Error, server: string, reader?: Reader): string {
 
 /** The time of a connection, and its early end. Each handler is given one. */
 export interface Session {
-  /** Starts the time anew: the option's, or other milliseconds until the next call. */
+  /**
+   * Starts the time anew: that of the option, or other milliseconds until the next
+   * call. Throws a `RangeError` if they are out of the option's range.
+   */
   renew(timeout?: number): void;
   /**
    * Closes early: pending reads and writes reject. The reason is what `onError`
@@ -255,7 +256,7 @@ export interface Session {
   readonly signal: AbortSignal;
 }
 
-/** What each script has a session for: its time, in milliseconds, starts here. */
+/** A session whose time, in milliseconds, starts as it is made. */
 class TimedSession implements Session {
   #due = 0; // when its time is up
   #connection?: Deno.TcpConn;
@@ -283,9 +284,7 @@ class TimedSession implements Session {
 
   renew(timeout: number = this.timeout): void {
     if (!(timeout > 0 && timeout < 2 ** 31 || timeout === Infinity)) {
-      throw new RangeError(
-        `timeout is not above 0 and below 2 ** 31: ${timeout}`,
-      );
+      throw new RangeError(`timeout is not above 0, below 2 ** 31: ${timeout}`);
     }
     this.#due = performance.now() + timeout;
   }
@@ -320,10 +319,8 @@ class TimedSession implements Session {
       return result as T;
     } catch (error) {
       const { BadResource, Interrupted } = Deno.errors; // of reads and writes
-      const isOfEnd = [BadResource, Interrupted].some((it) =>
-        error instanceof it
-      );
-      throw this.#end && isOfEnd ? this.#end.reason : error;
+      const isEnd = [BadResource, Interrupted].some((e) => error instanceof e);
+      throw this.#end && isEnd ? this.#end.reason : error;
     } finally {
       this.#end ??= { isEarly: false };
       connection[Symbol.dispose](); // 6. Close, on every path.
@@ -338,11 +335,12 @@ const MAX = 65_536; // bytes of a message
 const encoder = new TextEncoder();
 // Without `ignoreBOM`, a text would lose the U+FEFF that it may begin with.
 const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
-const LAST = Symbol.for("sendAll"); // its last call on a writer, by either script
+const LAST = Symbol.for("sendAll"); // a writer's last call, in either script
 
 /**
  * Sends all of the data, a text in UTF-8: one write may take only a part. Of
  * several at once on one connection, each is whole, in the order of the calls.
+ * Until then, leave the bytes as they are. Rejects with what `write` rejects with.
  */
 export function sendAll(
   writer: Pick<Deno.Conn, "write">,

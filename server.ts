@@ -469,7 +469,10 @@ class LineWriter {
 
 /** The time of a connection, and its early end. Each handler is given one. */
 export interface Session {
-  /** Starts the time anew: the option's, or other milliseconds until the next call. */
+  /**
+   * Starts the time anew: that of the option, or other milliseconds until the next
+   * call. Throws a `RangeError` if they are out of the option's range.
+   */
   renew(timeout?: number): void;
   /**
    * Closes early: pending reads and writes reject. The reason is what `onError`
@@ -480,7 +483,7 @@ export interface Session {
   readonly signal: AbortSignal;
 }
 
-/** What each script has a session for: its time, in milliseconds, starts here. */
+/** A session whose time, in milliseconds, starts as it is made. */
 class TimedSession implements Session {
   #due = 0; // when its time is up
   #connection?: Deno.TcpConn;
@@ -508,9 +511,7 @@ class TimedSession implements Session {
 
   renew(timeout: number = this.timeout): void {
     if (!(timeout > 0 && timeout < 2 ** 31 || timeout === Infinity)) {
-      throw new RangeError(
-        `timeout is not above 0 and below 2 ** 31: ${timeout}`,
-      );
+      throw new RangeError(`timeout is not above 0, below 2 ** 31: ${timeout}`);
     }
     this.#due = performance.now() + timeout;
   }
@@ -545,10 +546,8 @@ class TimedSession implements Session {
       return result as T;
     } catch (error) {
       const { BadResource, Interrupted } = Deno.errors; // of reads and writes
-      const isOfEnd = [BadResource, Interrupted].some((it) =>
-        error instanceof it
-      );
-      throw this.#end && isOfEnd ? this.#end.reason : error;
+      const isEnd = [BadResource, Interrupted].some((e) => error instanceof e);
+      throw this.#end && isEnd ? this.#end.reason : error;
     } finally {
       this.#end ??= { isEarly: false };
       connection[Symbol.dispose](); // 6. Close, on every path.
@@ -563,11 +562,12 @@ const MAX = 65_536; // bytes of a message
 const encoder = new TextEncoder();
 // Without `ignoreBOM`, a text would lose the U+FEFF that it may begin with.
 const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
-const LAST = Symbol.for("sendAll"); // its last call on a writer, by either script
+const LAST = Symbol.for("sendAll"); // a writer's last call, in either script
 
 /**
  * Sends all of the data, a text in UTF-8: one write may take only a part. Of
  * several at once on one connection, each is whole, in the order of the calls.
+ * Until then, leave the bytes as they are. Rejects with what `write` rejects with.
  */
 export function sendAll(
   writer: Pick<Deno.Conn, "write">,
