@@ -3,7 +3,7 @@
  * A TCP client: it connects to a server, reads the server's greeting to its
  * end, sends a reply, and closes. Where its steps stand:
  *
- * - 2 connect, and 6 close: {@linkcode connect}
+ * - 2 connect: {@linkcode connect}, and 6 close: `run` of the class `TimedSession`
  * - 3 read the greeting, 4 to its end, 5 reply: {@linkcode reply}
  *
  * As a command: `deno run --allow-net client.ts`.
@@ -319,8 +319,8 @@ class TimedSession implements Session {
       return result as T;
     } catch (error) {
       const { BadResource, Interrupted } = Deno.errors; // of reads and writes
-      const isEnd = [BadResource, Interrupted].some((e) => error instanceof e);
-      throw this.#end && isEnd ? this.#end.reason : error;
+      const isCut = [BadResource, Interrupted].some((e) => error instanceof e);
+      throw this.#end && isCut ? this.#end.reason : error;
     } finally {
       this.#end ??= { isEarly: false };
       connection[Symbol.dispose](); // 6. Close, on every path.

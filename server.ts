@@ -3,8 +3,9 @@
  * A TCP server: it sends each client a greeting, reads the client's reply, and
  * closes. Where its steps stand:
  *
- * - 1 listen, 2 accept, and 6 close: {@linkcode serve}, in the class `TcpServer`
+ * - 1 listen, 2 accept: {@linkcode serve}, in the class `TcpServer`
  * - 3 greet, 4 half-close, 5 read the reply: {@linkcode greet}
+ * - 6 close: `run` of the class `TimedSession`, around any handler
  *
  * As a command: `deno run --allow-net server.ts`.
  *
@@ -546,8 +547,8 @@ class TimedSession implements Session {
       return result as T;
     } catch (error) {
       const { BadResource, Interrupted } = Deno.errors; // of reads and writes
-      const isEnd = [BadResource, Interrupted].some((e) => error instanceof e);
-      throw this.#end && isEnd ? this.#end.reason : error;
+      const isCut = [BadResource, Interrupted].some((e) => error instanceof e);
+      throw this.#end && isCut ? this.#end.reason : error;
     } finally {
       this.#end ??= { isEarly: false };
       connection[Symbol.dispose](); // 6. Close, on every path.
