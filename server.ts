@@ -3,19 +3,17 @@
  * A TCP server: it sends each client a greeting, reads the client's reply, and
  * closes. Where its steps stand:
  *
- * - 1 listen, 2 accept: {@linkcode serve}, in the class `TcpServer`
  * - 3 greet, 4 half-close, 5 read the reply: {@linkcode greet}
- * - 6 close: `run` of the class `TimedSession`, around any handler
+ * - 1 listen, 2 accept: {@linkcode serve}, in the class `TcpServer`
+ * - 6 close: the method `run` of the class `TimedSession`, around any handler
  *
- * As a command: `deno run --allow-net server.ts`.
- *
- * As a library, with a protocol of your own in place of steps 3 to 5. This server
- * sends each line back:
+ * As a command: `deno run --allow-net server.ts`. As a library, for both sides of
+ * a protocol of your own, in place of steps 3 to 5:
  *
  * ```ts
- * import { Reader, sendAll, serve } from "./server.ts";
+ * import { Reader, sendAll, serve, withSession } from "./server.ts";
  *
- * const server = serve({
+ * serve({ // a server that sends each line back
  *   port: 9000,
  *   handler: async (connection, session) => {
  *     for await (const line of new Reader(connection)) {
@@ -24,15 +22,15 @@
  *     }
  *   },
  * });
- * console.log(`Listening on port ${server.addr.port}`);
+ * const connection = await Deno.connect({ port: 9000 });
+ * await withSession(connection, async () => { // a client of it
+ *   await sendAll(connection, "hello\n");
+ *   console.log(await new Reader(connection).readLine());
+ * });
  * ```
  *
  * @module
  */
-
-// In full: a script that runs alone has no deno.json to look a name up in.
-// deno-lint-ignore no-import-prefix
-import { parseArgs } from "jsr:@std/cli@^1.0.32/parse-args";
 
 /**
  * The exchange with one client, steps 3 to 5, on any connection.
@@ -43,7 +41,7 @@ import { parseArgs } from "jsr:@std/cli@^1.0.32/parse-args";
  * such as `Deno.errors.ConnectionReset`.
  */
 export async function greet(
-  connection: Deno.TcpConn,
+  connection: Deno.Conn,
   greeting: string | Uint8Array,
 ): Promise<string> {
   try {
@@ -54,66 +52,9 @@ export async function greet(
   } catch (error) {
     // A client may have replied and gone before it was greeted. Its reply is
     // whole, and still there to be read. Any other error breaks the reply off.
-    const { BrokenPipe, NotConnected } = Deno.errors;
-    const isGone = error instanceof BrokenPipe || error instanceof NotConnected;
-    if (!isGone) throw error;
+    if (!isOneOf(["BrokenPipe", "NotConnected"], error)) throw error;
   }
   return await new Reader(connection).readAll(); // 5. Read the reply to its end.
-}
-
-/** Options of {@linkcode serve}. */
-export interface ServeOptions {
-  /**
-   * All that is done on a connection. It is closed when the handler has settled,
-   * and earlier by the time, `signal` or `session.end`: reads and writes then
-   * reject. A handler that awaits something else goes on, and counts: give it
-   * `session.signal`. It must await neither `finished` nor `shutdown()`.
-   *
-   * Await, or stop, all that it starts. What is left running meets a closed
-   * connection, and an error that nobody awaits ends the program. Read to the
-   * end, or half-close and read on, before you return: a close with unread input
-   * resets the connection, and can cost the client what was sent last. Read with
-   * {@linkcode Reader}: `connection.readable` closes all at its end.
-   */
-  handler: (connection: Deno.TcpConn, session: Session) => unknown;
-  /**
-   * Called, after the close, with what a handler throws, as it is, or the reason
-   * of an early end: a `DOMException` named `TimeoutError`, that of `signal`, or
-   * that of `session.end`. What it throws itself is shown on stderr; it is not
-   * waited for. The default shows the error on stderr, in one line what can happen
-   * on any connection, with its stack any other.
-   */
-  onError?: (error: unknown, client: Deno.NetAddr) => unknown;
-  /** Where to listen: 127.0.0.1 by default, which only this machine reaches. */
-  hostname?: string;
-  /** The port to listen on, 8888 by default; 0 picks a free one. */
-  port?: number;
-  /**
-   * Milliseconds that a handler has, from the client's being accepted or the last
-   * `session.renew()`: 10,000 by default, above 0 and below 2 ** 31, or `Infinity`.
-   * Then a client whose machine vanished stays, and counts: better a long time,
-   * and `renew`. The close comes 50 to 100 ms after the time.
-   */
-  timeout?: number;
-  /** Clients served at once, 1024 by default. Others wait in the kernel's queue. */
-  maxClients?: number;
-  /** Turns off Nagle's algorithm, which holds small writes back: true by default. */
-  noDelay?: boolean;
-  /** Aborting it closes the listener and all connections at once. */
-  signal?: AbortSignal;
-}
-
-/** A running server. `await using` shuts it down at the end of the block. */
-export interface Server extends AsyncDisposable {
-  /** The address that the server listens on. */
-  readonly addr: Deno.NetAddr;
-  /** Resolves after a shutdown or abort, when all handlers have settled. */
-  readonly finished: Promise<void>;
-  /**
-   * Accepts no more, lets the handlers finish, and resolves with `finished`.
-   * Clients that still wait in the kernel's queue are reset.
-   */
-  shutdown(): Promise<void>;
 }
 
 const DEFAULTS = {
@@ -124,57 +65,154 @@ const DEFAULTS = {
   maxClients: 1024,
 };
 
+/** Options of {@linkcode withSession}, and of {@linkcode serve} for each client. */
+export interface SessionOptions {
+  /**
+   * Milliseconds for the handler, also while it works: 10,000 by default. The close
+   * comes 50 to 100 ms later. `session.renew()` starts them anew. With `Infinity`, a
+   * peer whose machine vanished stays, and counts.
+   */
+  timeout?: number;
+  /** Aborting it ends the session early; in `serve` all, and the listener. */
+  signal?: AbortSignal;
+  /**
+   * Turns off Nagle's algorithm, which holds small writes back: true by default. Over
+   * TLS it stays on: send a message in one write, as two took 88 ms there and back.
+   */
+  noDelay?: boolean;
+}
+
+/** Options of {@linkcode serve}. */
+export interface ServeOptions<C extends Deno.Conn<Deno.NetAddr> = Deno.TcpConn>
+  extends SessionOptions {
+  /**
+   * All that is done on a connection, which is closed when it has settled.
+   *
+   * - Await, or stop, all that it starts: what is left meets a closed connection,
+   *   and an error that nobody awaits ends the program.
+   * - Before you return, read to the end, or half-close and read on: a close with
+   *   unread input resets the connection, and can cost what was sent last. Read with
+   *   {@linkcode Reader}: `connection.readable` closes all at its end.
+   * - An early end makes pending reads and writes reject. For what else is awaited
+   *   there is `session.signal`. A handler that goes on all the same counts.
+   * - It must await neither `finished` nor `shutdown()`.
+   */
+  handler: (connection: NoInfer<C>, session: Session) => unknown;
+  /**
+   * Called, after the close, with what a handler throws, as it is, or the reason of
+   * an early end: {@linkcode showError} by default. It is not waited for.
+   */
+  onError?: (error: unknown, client: Deno.NetAddr) => unknown;
+  /** Where to listen: 127.0.0.1 by default, which only this machine reaches. */
+  hostname?: string;
+  /** The port to listen on, 8888 by default; 0 picks a free one. */
+  port?: number;
+  /**
+   * Where to accept instead, such as what `Deno.listenTls` gives. The server closes
+   * it, also where `serve` throws. If you close it, that is a shutdown.
+   */
+  listener?: Deno.Listener<C, Deno.NetAddr>;
+  /** Clients served at once, 1024 by default, or `Infinity`. Others wait. */
+  maxClients?: number;
+}
+
+/** A running server. `await using` shuts it down at the end of the block. */
+export interface Server extends AsyncDisposable {
+  /** The address that the server listens on. */
+  readonly addr: Deno.NetAddr;
+  /** How many clients are being served. */
+  readonly clients: number;
+  /** Resolves after a shutdown or abort, when all handlers have settled. */
+  readonly finished: Promise<void>;
+  /**
+   * Accepts no more, resets who waits in the kernel's queue, and resolves with
+   * `finished`. It tells no handler (an `AbortController` of your own does), and
+   * waits for the whole time of each. Who is left after `grace` milliseconds is
+   * ended, with a `DOMException` named `AbortError`. A later call can still say so.
+   */
+  shutdown(grace?: number): Promise<void>;
+}
+
 /**
  * Starts a server, and returns at once.
  *
+ * ```ts
+ * import { sendAll, serve } from "./server.ts";
+ *
+ * const server = serve({ handler: (client) => sendAll(client, `${Date()}\n`) });
+ * console.log(`Listening on port ${server.addr.port}`);
+ * ```
+ *
+ * @throws {TypeError} If `handler` is no function.
  * @throws {RangeError} If `timeout` or `maxClients` is out of its range.
  * @throws {Error} What `Deno.listen` throws, such as `Deno.errors.AddrInUse`,
  * and the reason of a `signal` that is aborted already.
  */
-export function serve(options: ServeOptions): Server {
-  return new TcpServer(options);
+export function serve<C extends Deno.Conn<Deno.NetAddr> = Deno.TcpConn>(
+  options: ServeOptions<C>,
+): Server {
+  try {
+    return new TcpServer(options);
+  } catch (error) {
+    options.listener?.[Symbol.dispose]();
+    throw error;
+  }
 }
 
-/** What the system reports where it has nothing left to accept a client with. */
-const SHORTAGES = ["EMFILE", "ENFILE", "ENOBUFS", "ENOMEM"];
+/** Where accepting meets these, by class or code, only one client is lost. */
+const CLIENT_IS_LOST = ["ConnectionReset", "ConnectionAborted", "NotConnected"]
+  .concat("ECONNRESET", "ECONNABORTED", "ENOTCONN");
 
-class TcpServer implements Server {
+class TcpServer<C extends Deno.Conn<Deno.NetAddr>> implements Server {
   readonly addr: Deno.NetAddr;
   readonly finished: Promise<void>;
-  readonly #options: ServeOptions;
+  readonly #options: ServeOptions<C>;
   readonly #timeout: number;
   readonly #maxClients: number;
-  readonly #listener: Deno.TcpListener;
+  readonly #listener: Deno.Listener<C, Deno.NetAddr>;
   readonly #sessions: TimedSession[] = []; // of handlers that have not settled
+  #timekeeper: ReturnType<typeof keepTime> | undefined; // set while there are any
+  #accepted = 0; // clients since the start
   #isStopping = false; // set by `shutdown`, for good
-  #looks?: ReturnType<typeof setInterval>; // set while there are any
-  #wake = () => {}; // ends the wait of `#untilFewer`
-  #lastReport = -Infinity; // of a shortage
+  #tellThatOneLeft = () => {}; // ends the wait of `#untilOneLeaves`
+  #lastComplaint = -Infinity; // when accepting was last said to fail
 
-  constructor(options: ServeOptions) {
+  constructor(options: ServeOptions<C>) {
     const { hostname = DEFAULTS.hostname, port = DEFAULTS.port } = options;
     this.#options = options;
     this.#timeout = options.timeout ?? DEFAULTS.timeout;
     this.#maxClients = options.maxClients ?? DEFAULTS.maxClients;
-    new TimedSession(this.#timeout); // throws where that is out of its range
-    if (!(this.#maxClients >= 1)) {
-      throw new RangeError(`maxClients is below 1: ${this.#maxClients}`);
+    checkHandler(options.handler);
+    checkTimeout(this.#timeout);
+    const isWhole = Number.isInteger(this.#maxClients);
+    if (
+      !(this.#maxClients >= 1 && (isWhole || this.#maxClients === Infinity))
+    ) {
+      throw new RangeError(
+        `maxClients is no whole number: ${this.#maxClients}`,
+      );
     }
     options.signal?.throwIfAborted();
     // 1. Listen. The kernel keeps clients in the backlog until they are accepted.
     // Deno's default of 511 overflows in a burst, which costs each client that
     // did not fit a second.
-    this.#listener = Deno.listen({ hostname, port, tcpBacklog: 4096 });
+    const address = { hostname, port, tcpBacklog: 4096 };
+    this.#listener = options.listener ??
+      Deno.listen(address) as Deno.Listener<never, Deno.NetAddr>;
     this.addr = this.#listener.addr;
     options.signal?.addEventListener("abort", this.#abort);
     this.finished = this.#acceptAll();
   }
 
+  get clients(): number {
+    return this.#sessions.length;
+  }
+
   async #acceptAll(): Promise<void> {
-    for (let accepted = 1; !this.#isStopping;) {
+    while (!this.#isStopping) {
       // No room: further clients wait in the kernel's queue. None is refused.
-      if (this.#sessions.length >= this.#maxClients) {
-        await this.#untilFewer();
+      if (this.clients >= this.#maxClients) {
+        await this.#untilOneLeaves();
         continue;
       }
       try {
@@ -182,78 +220,402 @@ class TcpServer implements Server {
         // Deno learns only in a turn of its event loop that a fresh connection can
         // be written to, and while it accepts others such turns are rare: of
         // thousands of clients, some would wait for a second. A write of nothing
-        // ends with that turn. If it fails, the handler meets the error, too.
-        if (accepted++ % 32 === 0) {
-          await connection.write(new Uint8Array(0)).catch(() => {});
+        // ends with that turn. Over TLS it would wait for the peer's handshake.
+        if (++this.#accepted % 32 === 0 && isTcp(connection)) {
+          await connection.write(new Uint8Array(0)).catch(() => {}); // met again
         }
         // Not awaited, or one client would hold up the next. Never rejects.
         if (!this.#isStopping) this.#serve(connection);
         else connection.close(); // It came at the last moment.
       } catch (error) {
-        await this.#pauseAt(error);
+        if (!this.#isStopping) await this.#pauseAfter(error);
       }
     }
-    while (this.#sessions.length > 0) await this.#untilFewer();
+    while (this.clients > 0) await this.#untilOneLeaves();
     this.#options.signal?.removeEventListener("abort", this.#abort);
   }
 
-  /** Waits until one has settled. Only `#acceptAll` waits, so one is to be woken. */
-  #untilFewer(): Promise<void> {
-    return new Promise((resolve) => this.#wake = resolve);
+  /** Only `#acceptAll` waits, so one is to be told. */
+  #untilOneLeaves(): Promise<void> {
+    return new Promise((resolve) => this.#tellThatOneLeft = resolve);
   }
 
-  /** Pauses where nothing is left to accept a client with, and says so. */
-  async #pauseAt(error: unknown): Promise<void> {
-    // Any other error means that one client has reset, or that this is the end.
-    if (!isSystemError(error) || !SHORTAGES.includes(error.code)) return;
-    const now = performance.now();
-    if (now - this.#lastReport >= 60_000) {
-      this.#lastReport = now;
-      const what = "no client can be accepted for now, still trying";
-      report(`error: ${what}: ${error.message}`);
+  /** Says that no client can be accepted, and pauses: at once it fails again. */
+  async #pauseAfter(error: unknown): Promise<void> {
+    if (isOneOf(CLIENT_IS_LOST, error)) return;
+    if (isOneOf(["BadResource"], error)) { // Its owner has closed the listener.
+      this.shutdown(); // `finished` waits for it.
+      return;
     }
-    // At once it would fail again. Room is made as clients leave.
+    if (performance.now() - this.#lastComplaint >= 60_000) {
+      this.#lastComplaint = performance.now();
+      const what = "no client can be accepted for now, still trying";
+      const why = error instanceof Error ? error.message : error;
+      report(`error: ${what}: ${why}`); // Not awaited: stderr may be stalled.
+    }
     await new Promise((resolve) => setTimeout(resolve, 100));
   }
 
   /** Serves one client, from its acceptance to its close. Never rejects. */
-  async #serve(connection: Deno.TcpConn): Promise<void> {
+  async #serve(connection: C): Promise<void> {
     const { handler, noDelay, onError = showError } = this.#options;
-    const session = new TimedSession(this.#timeout);
-    this.#looks ??= TimedSession.watch(this.#sessions);
+    const session = new TimedSession(connection, this.#timeout);
+    session.index = this.#sessions.push(session) - 1;
+    this.#timekeeper ??= keepTime(this.#sessions);
     try {
-      // 3 to 5. Run the handler. 6. Close.
-      await session.run(connection, handler, noDelay, this.#sessions);
+      await session.run(handler, noDelay); // 3 to 5. Run the handler. 6. Close.
     } catch (error) {
       // Not awaited: it may return `finished`, which waits for this client.
       Promise.try(onError, error, connection.remoteAddr).catch(report);
     }
-    if (this.#sessions.length === 0) {
-      clearInterval(this.#looks);
-      this.#looks = undefined;
+    // The last one takes its place. A `Set` costs a busy server a tenth more.
+    const last = this.#sessions.pop()!;
+    if (last !== session) this.#sessions[last.index = session.index] = last;
+    if (this.clients === 0) {
+      clearInterval(this.#timekeeper);
+      this.#timekeeper = undefined;
     }
-    this.#wake();
+    this.#tellThatOneLeft();
   }
 
   // A field, so that it can be passed on as it is.
-  readonly shutdown = (): Promise<void> => {
+  readonly shutdown = (grace?: number): Promise<void> => {
     this.#isStopping = true;
-    // Makes a pending accept reject. A loop that waits for room is woken by the
-    // client that makes it. Not `close()`: a second call must do nothing.
+    // Makes a pending accept reject. Not `close()`: a second call does nothing.
     this.#listener[Symbol.dispose]();
+    // Where it is passed on, it may be given an event. A longer timer fires at once.
+    if (typeof grace === "number" && grace < 2 ** 31) {
+      const reason = new DOMException("the server shuts down", "AbortError");
+      const timer = setTimeout(() => this.#endAll(reason), grace);
+      this.finished.then(() => clearTimeout(timer)); // never rejects
+    }
     return this.finished;
   };
   readonly [Symbol.asyncDispose] = this.shutdown;
 
   readonly #abort = (): void => {
-    this.shutdown();
-    for (const one of this.#sessions) one.end(this.#options.signal?.reason);
+    this.shutdown(); // `finished` waits for it.
+    this.#endAll(this.#options.signal?.reason);
   };
+
+  #endAll(reason: unknown): void {
+    for (const session of this.#sessions) session.end(reason);
+  }
+}
+
+const isTcp = (connection: Deno.Conn): connection is Deno.TcpConn =>
+  "setNoDelay" in connection; // not TLS
+
+/** The time of a connection, and its early end. Each handler is given one. */
+export interface Session {
+  /**
+   * Starts the time anew: that of the option, or other milliseconds until the next
+   * call. So `renew()` undoes `renew(400)` and `renew(Infinity)`. Throws a
+   * `RangeError` if they are no number above 0.
+   */
+  renew(timeout?: number): void;
+  /**
+   * Closes early. The reason is what `onError` gets, or `withSession` rejects with.
+   * To the peer it looks like any other end: a message must say itself where it
+   * ends, by a line end or a length. Does nothing after the end.
+   */
+  end(reason: unknown): void;
+  /** Aborted at any early end, with its reason: for what else is awaited. */
+  readonly signal: AbortSignal;
 }
 
 /**
- * Calls back at the first stop signal: Ctrl-C, or SIGTERM. A second one ends the
- * program, as if nobody listened. To dispose of it stops the listening.
+ * Runs a handler on a connection as `serve` does on each that it accepts, with its
+ * time, early end and close. Resolves to what the handler gave.
+ *
+ * ```ts
+ * import { Reader, withSession } from "./server.ts";
+ *
+ * const signal = AbortSignal.timeout(10_000); // for connecting
+ * const connection = await Deno.connect({ port: 8888, signal });
+ * const read = () => new Reader(connection).readAll();
+ * console.log(await withSession(connection, read, { timeout: 5_000 }));
+ * ```
+ *
+ * @throws {TypeError} If `handler` is no function.
+ * @throws {RangeError} If `timeout` is out of its range.
+ * @throws {Error} What the handler throws, or the reason of an early end. Where
+ * `signal` is aborted before, the handler is not called.
+ */
+export async function withSession<C extends Deno.Conn, T>(
+  connection: C,
+  handler: (connection: NoInfer<C>, session: Session) => T | Promise<T>,
+  options: SessionOptions = {},
+): Promise<T> {
+  using _ = connection; // Closes it, also where an option is wrong.
+  const { timeout = DEFAULTS.timeout, signal, noDelay } = options;
+  checkHandler(handler);
+  const session = new TimedSession(connection, timeout);
+  signal?.throwIfAborted();
+  const abort = () => session.end(signal?.reason);
+  signal?.addEventListener("abort", abort);
+  const timekeeper = keepTime([session]);
+  try {
+    return await session.run(handler, noDelay);
+  } finally {
+    clearInterval(timekeeper);
+    signal?.removeEventListener("abort", abort);
+  }
+}
+
+function checkHandler(handler: unknown): void {
+  if (typeof handler === "function") return;
+  throw new TypeError(`handler is no function: ${handler}`);
+}
+
+function checkTimeout(timeout: unknown): void {
+  if (typeof timeout === "number" && timeout > 0) return;
+  throw new RangeError(`timeout is no number above 0: ${timeout}`);
+}
+
+/** Ends the sessions whose time is up, until the interval is cleared. */
+function keepTime(sessions: TimedSession[]) {
+  let lastLook = -Infinity;
+  return setInterval(() => {
+    for (const session of sessions) {
+      // Not what is late for the first time: after a standstill (Ctrl-Z, a
+      // paused container), what has long arrived has 50 ms to be read.
+      const isUp = session.endsAt <= lastLook;
+      if (isUp) session.end(new DOMException("time is up", "TimeoutError"));
+    }
+    lastLook = performance.now();
+  }, 50);
+}
+
+/** So an early end makes reads and writes reject, and what Node gave `signal`. */
+const CUT = ["BadResource", "Interrupted", "AbortError"];
+const GIVEN_REASONS = new WeakSet<Error>(); // for early ends
+
+class TimedSession<C extends Deno.Conn = Deno.Conn> implements Session {
+  endsAt = 0; // when its time is up
+  index = 0; // its place among the sessions of a server
+  readonly #connection: C;
+  readonly #timeout: number;
+  #isOver = false;
+  #earlyEnd?: { reason: unknown };
+  #controller?: AbortController; // made where `signal` is asked for
+
+  constructor(connection: C, timeout: number) {
+    this.#connection = connection;
+    this.#timeout = timeout;
+    this.renew();
+  }
+
+  renew(timeout: number = this.#timeout): void {
+    checkTimeout(timeout);
+    this.endsAt = performance.now() + timeout;
+  }
+
+  end(reason: unknown): void {
+    if (this.#isOver) return;
+    this.#isOver = true;
+    this.#earlyEnd = { reason };
+    if (reason instanceof Error) GIVEN_REASONS.add(reason);
+    this.#connection[Symbol.dispose](); // not `close()`: it may be closed
+    this.#controller?.abort(reason);
+  }
+
+  get signal(): AbortSignal {
+    this.#controller ??= new AbortController();
+    if (this.#earlyEnd) this.#controller.abort(this.#earlyEnd.reason);
+    return this.#controller.signal;
+  }
+
+  /** Runs the handler and closes. Throws the reason of an early end. */
+  async run<T>(
+    handler: (connection: C, session: Session) => T | Promise<T>,
+    noDelay = true,
+  ): Promise<T> {
+    const connection = this.#connection;
+    try {
+      if (noDelay && isTcp(connection)) connection.setNoDelay();
+      const result = await handler(connection, this);
+      if (this.#earlyEnd) throw this.#earlyEnd.reason;
+      return result;
+    } catch (error) {
+      throw this.#earlyEnd && isOneOf(CUT, error)
+        ? this.#earlyEnd.reason
+        : error;
+    } finally {
+      this.#isOver = true;
+      connection[Symbol.dispose](); // 6. Close, on every path.
+    }
+  }
+}
+
+const encoder = new TextEncoder();
+// Without `ignoreBOM`, a text would lose the U+FEFF that it may begin with.
+const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
+const LAST_SEND = Symbol("last send"); // of a writer; a `WeakMap` costs more
+
+/**
+ * Sends all of the data, a text in UTF-8: one write may take only a part. Of
+ * several at once on one connection, each is whole, in the order of the calls.
+ * Until then, leave the bytes as they are. Rejects with what `write` rejects with.
+ */
+export function sendAll(
+  writer: Pick<Deno.Conn, "write">,
+  data: string | Uint8Array,
+): Promise<void> {
+  const sends = writer as { [LAST_SEND]?: Promise<void> };
+  const send = async () => {
+    let rest = typeof data === "string" ? encoder.encode(data) : data;
+    while (rest.length > 0) rest = rest.subarray(await writer.write(rest));
+  };
+  return sends[LAST_SEND] = sends[LAST_SEND]?.then(send, send) ?? send();
+}
+
+const MOST = 65_536; // bytes of a message
+const SMALL = 4096, LARGE = 65_536; // bytes that a Reader reads at once
+
+/**
+ * Reads lines, so many bytes, or the rest, in turn: one read is not one message.
+ * Texts are UTF-8, with U+FFFD for other bytes.
+ *
+ * ```ts
+ * import { Reader } from "./server.ts";
+ *
+ * using connection = await Deno.connect({ port: 9000 });
+ * const reader = new Reader(connection, 1_000_000);
+ * const length = await reader.readLine();
+ * const body = await reader.readExactly(Number(length));
+ * ```
+ *
+ * - More bytes than the limit, 65,536 by default, are `InvalidData`, as a peer may
+ *   send any number. `Infinity` is no limit.
+ * - A call while another is pending is a `TypeError`, also where that one has lost
+ *   a `Promise.race`. Await each.
+ */
+export class Reader {
+  readonly #source: Pick<Deno.Conn, "read">;
+  readonly #limit: number;
+  #buffer = new Uint8Array(128); // small at first: a silent peer holds it
+  #start = 0; // What has come and is not taken yet stands from here
+  #end = 0; // to here.
+  #lastCount = 0; // bytes of the last read
+  #isEnded = false;
+  #isPending = false;
+
+  /** Reads from a connection, `Deno.stdin`, or what else has such a `read`. */
+  constructor(source: Pick<Deno.Conn, "read">, limit: number = MOST) {
+    this.#source = source;
+    this.#limit = limit;
+  }
+
+  /**
+   * What has come and is not taken yet: a view, good until the next call. After
+   * it, you may read on from the source itself.
+   */
+  get buffered(): Uint8Array<ArrayBuffer> {
+    return this.#buffer.subarray(this.#start, this.#end);
+  }
+
+  /** The next line, without its `\n` or `\r\n`, or `null` after the last. */
+  readLine(): Promise<string | null> {
+    let searched = 0; // bytes without a line end
+    return this.#read(() => {
+      const lineEnd = this.#buffer.indexOf(0x0a, this.#start + searched); // \n
+      const isWhole = lineEnd >= 0;
+      const end = isWhole ? lineEnd : this.#end;
+      const bytes = this.#buffer.subarray(this.#start, end);
+      // A last \r goes with the \n, also with one that may still come.
+      const hasReturn = bytes.at(-1) === 0x0d && (isWhole || !this.#isEnded);
+      const line = hasReturn ? bytes.subarray(0, -1) : bytes;
+      this.#check(line.length);
+      searched = bytes.length;
+      if (!isWhole && !this.#isEnded) return undefined;
+      this.#start = isWhole ? lineEnd + 1 : this.#end;
+      return isWhole || bytes.length > 0 ? decoder.decode(line) : null;
+    });
+  }
+
+  /** The lines, as `readLine` gives them. */
+  async *[Symbol.asyncIterator](): AsyncGenerator<string, void, void> {
+    for (let line; (line = await this.readLine()) !== null;) yield line;
+  }
+
+  /** So many bytes, as a copy. `null` at the end, within them `UnexpectedEof`. */
+  readExactly(count: number): Promise<Uint8Array<ArrayBuffer> | null> {
+    return this.#read(() => {
+      this.#check(count);
+      const length = this.#end - this.#start;
+      if (length >= count) return this.#take(count).slice();
+      if (!this.#isEnded) return undefined;
+      if (length === 0) return null;
+      throw new Deno.errors.UnexpectedEof("the peer ended within a message");
+    });
+  }
+
+  /** The rest, as a text. */
+  readAll(): Promise<string> {
+    return this.#read(() => {
+      const length = this.#end - this.#start;
+      this.#check(length);
+      return this.#isEnded ? decoder.decode(this.#take(length)) : undefined;
+    });
+  }
+
+  /** Reads on until a message can be taken. */
+  async #read<T>(take: () => T | undefined): Promise<T> {
+    if (this.#isPending) throw new TypeError("a call is pending: await it");
+    this.#isPending = true;
+    try {
+      for (;;) {
+        const message = take();
+        if (message !== undefined) return message;
+        await this.#readOn();
+      }
+    } finally {
+      this.#isPending = false;
+    }
+  }
+
+  #check(length: number): void {
+    if (length >= 0 && length <= this.#limit && length % 1 === 0) return;
+    const most = this.#limit;
+    throw new Deno.errors.InvalidData(`${length} bytes, at most ${most}`);
+  }
+
+  #take(length: number): Uint8Array<ArrayBuffer> {
+    this.#start += length;
+    return this.#buffer.subarray(this.#start - length, this.#start);
+  }
+
+  async #readOn(): Promise<void> {
+    const kept = this.buffered;
+    const isTooLarge = kept.length === 0 && this.#buffer.length > SMALL;
+    if (this.#end === this.#buffer.length || isTooLarge) {
+      // Within a message that comes fast, much at once. Before one, where a peer
+      // may stay silent, it holds little.
+      const isFast = kept.length > 0 && this.#lastCount >= SMALL;
+      const size = Math.max(isFast ? LARGE : SMALL, 2 * kept.length);
+      this.#buffer = new Uint8Array(size);
+      this.#buffer.set(kept);
+      this.#start = 0;
+      this.#end = kept.length;
+    }
+    const count = await this.#source.read(this.#buffer.subarray(this.#end));
+    this.#isEnded = count === null;
+    this.#lastCount = count ?? 0;
+    this.#end += this.#lastCount;
+  }
+}
+
+/**
+ * Calls back at the first stop signal: Ctrl-C, or SIGTERM. From a tenth of a second
+ * on, a second one ends the program. To dispose of what it gives stops it listening.
+ *
+ * ```ts
+ * import { onStopSignal, serve } from "./server.ts";
+ *
+ * const server = serve({ handler: () => {} });
+ * onStopSignal(() => server.shutdown(5_000));
+ * ```
  */
 export function onStopSignal(callback: () => unknown): Disposable {
   const listening = new DisposableStack();
@@ -274,23 +636,32 @@ export function onStopSignal(callback: () => unknown): Disposable {
   return listening;
 }
 
-/** The default of `onError`. */
-function showError(error: unknown, client: Deno.NetAddr): void {
-  const { InvalidData, UnexpectedEof } = Deno.errors;
-  const isUsual = isSystemError(error) || error instanceof DOMException ||
-    error instanceof InvalidData || error instanceof UnexpectedEof;
-  const text = isUsual ? printable(`${error.name}: ${error.message}`) : error;
-  report(text, `${format(client)} `);
-}
+/** What can happen on any connection, by class or code, whatever its handler. */
+const USUAL = CLIENT_IS_LOST.concat(
+  ...["BrokenPipe", "TimedOut", "NetworkUnreachable"],
+  ...["EPIPE", "ETIMEDOUT", "ENETUNREACH", "EHOSTUNREACH"],
+  ...["InvalidData", "UnexpectedEof"], // of a Reader, and of TLS
+  ...["TimeoutError", "AbortError"], // the time that is up, the shutdown
+);
 
-/** Whether the system reported it, by a code such as `ECONNRESET`. */
-function isSystemError(error: unknown): error is Error & { code: string } {
-  return error instanceof Error && "code" in error &&
-    typeof error.code === "string";
+const isOneOf = (names: string[], error: unknown) =>
+  error instanceof Error && (names.includes(error.name) ||
+    "code" in error && names.includes(`${error.code}`));
+
+/**
+ * The default of `onError`: shows an error on stderr, after the client's address. One
+ * line is what can happen on any connection, such as a reset or the time that is up,
+ * and the reason that was given for an early end. All else has its stack.
+ */
+export function showError(error: unknown, client: Deno.NetAddr): void {
+  const isGiven = error instanceof Error && GIVEN_REASONS.has(error);
+  const isShort = isGiven || isOneOf(USUAL, error);
+  report(isShort ? printable(`${error}`) : error, `${format(client)} `);
 }
 
 // The command
 
+const SCRIPT = "server.ts";
 const HELP = `Sends each TCP client a greeting and reads its reply.
 
 usage: deno run --allow-net server.ts [flags]
@@ -309,113 +680,93 @@ example: deno run --allow-net server.ts --port 9000 --greeting "Hello, client"`;
 /** Runs the command. Gives 0 for success, 1 for failure, 2 for wrong flags. */
 export async function main(args: string[]): Promise<number> {
   const out = new LineWriter();
-  let flags;
   try {
-    flags = parse(args);
+    const flags = await readFlags(args, {
+      host: DEFAULTS.hostname,
+      port: DEFAULTS.port,
+      greeting: DEFAULTS.greeting,
+      timeout: DEFAULTS.timeout / 1000,
+      "max-clients": DEFAULTS.maxClients,
+    }, ["once", "quiet", "help"]);
+    if (!flags.isOn("help")) return await run(flags, out);
+    out.print(HELP);
+    return await out.flush() ? 0 : 1;
   } catch (error) {
-    report(`error: ${(error as Error).message}; see --help`);
-    return 2;
+    return await reportFailure(error);
   }
-  if (!flags.help) return await run(flags, out);
-  out.print(HELP);
-  if (await out.flush()) return 0;
-  out.fail("nobody reads the lines");
-  return 1;
 }
 
-function parse(args: string[]) {
-  const flags = parseFlags(args, {
-    host: DEFAULTS.hostname,
-    port: `${DEFAULTS.port}`,
-    greeting: DEFAULTS.greeting,
-    timeout: `${DEFAULTS.timeout / 1000}`,
-    "max-clients": `${DEFAULTS.maxClients}`,
-  }, ["once", "quiet", "help"]);
-  return {
-    ...flags,
-    hostname: flags.host.replace(/^\[(.*)\]$/, "$1"), // as a URL has it
-    port: numberOf("port", flags.port, 0, 65_535),
-    timeout: 1000 * numberOf("timeout", flags.timeout, 0.001),
-    maxClients: numberOf("max-clients", flags["max-clients"], 1, 2 ** 53 - 1),
+/** Serves until a stop signal, or with `--once` one client. Gives the exit code. */
+async function run(flags: Flags, out: LineWriter): Promise<number> {
+  const most = Number.MAX_SAFE_INTEGER;
+  const options = {
+    hostname: flags.host(),
+    port: flags.number("port", "whole number", 0, 65_535),
+    timeout: 1000 * flags.number("timeout", "number", 0.001, 2_147_483),
+    maxClients: flags.number("max-clients", "whole number", 1, most),
+    noDelay: false, // One message needs none. It is a system call for each client.
   };
-}
-
-async function run(
-  { greeting, once, quiet, ...options }: ReturnType<typeof parse>,
-  out: LineWriter,
-): Promise<number> {
-  let server: Server;
-  const bytes = encoder.encode(greeting); // once for all
+  const greeting = encoder.encode(flags.text("greeting")); // once for all clients
+  const once = flags.isOn("once");
+  const quiet = flags.isOn("quiet");
+  let code = once ? 1 : 0; // with `--once`, 0 when its client has replied or left
   let served = 0;
-  let active = 0;
-  let isOver = false;
-  let code = once ? 1 : 0; // with --once, 0 when its client has replied or left
-  const show = (client: Deno.NetAddr, outcome: string, reply = "") => {
-    if (!quiet) out.print(`${format(client)} ${outcome}${shown(reply)}`);
+  const show = (client: Deno.NetAddr, outcome: string) => {
+    if (!quiet) out.print(`${format(client)} ${outcome}`);
   };
-  async function handler(connection: Deno.TcpConn): Promise<void> {
-    const client = connection.remoteAddr;
+  const handler = async (connection: Deno.TcpConn) => {
     served++;
-    active++;
-    show(client, "connected");
-    if (once) server.shutdown(); // `finished` is awaited below
-    try {
-      const reply = await greet(connection, bytes);
-      show(client, reply === "" ? "left without a reply" : "replied: ", reply);
-      code = 0;
-    } finally {
-      active--;
-    }
-  }
-  function onError(error: unknown, client: Deno.NetAddr): void {
+    show(connection.remoteAddr, "connected");
+    if (once) server.shutdown(); // `finished` is awaited below.
+    const reply = await greet(connection, greeting);
+    const outcome = reply ? `replied: ${shown(reply)}` : "left without a reply";
+    show(connection.remoteAddr, outcome);
+    code = 0;
+  };
+  const onError = (error: unknown, client: Deno.NetAddr) => {
     const outcome = outcomeOf(error);
     show(client, outcome);
     if (outcome === "failed") report(error);
-  }
+  };
+  let server: Server;
   try {
-    // One message needs no `noDelay`, which is a system call for each client.
-    server = serve({ ...options, handler, onError, noDelay: false });
+    server = serve({ ...options, handler, onError });
   } catch (error) {
-    report(`error: ${explain(error as Error, format(options))}`);
-    return 1;
+    throw new Failure(explain(error as Error, format(options)));
   }
+  let isServing = true;
   // Not earlier: where `Deno.listen` asks for the permission, a signal ends it.
-  const listening = onStopSignal(() => {
-    if (!isOver) out.print(`Stopping: ${count(active, "client")} to finish`);
+  using _ = onStopSignal(() => {
+    const clients = count(server.clients, "client");
+    if (isServing) out.print(`Stopping: ${clients} to finish`);
     server.shutdown(); // as above
   });
-  // A command listens to its very end: a late signal must not cost its exit code.
-  using _ = import.meta.main ? null : listening;
   out.print(`Listening on ${format(server.addr)}`);
   await server.finished;
-  isOver = true;
+  isServing = false;
   out.print(`Served ${count(served, "client")}`);
-  if (await out.flush()) return code;
-  out.fail("nobody reads the lines");
-  return once ? 1 : code;
+  return await out.flush() || !once ? code : 1;
 }
 
 /** What is printed of a client whose exchange ended with an error. */
 function outcomeOf(error: unknown): string {
-  if (error instanceof DOMException) return "timed out";
-  if (error instanceof Deno.errors.InvalidData) return "sent too long a reply";
-  return isSystemError(error) ? "reset the connection" : "failed";
+  if (isOneOf(["TimeoutError"], error)) return "timed out";
+  if (isOneOf(["InvalidData"], error)) return "sent too long a reply";
+  return isOneOf(USUAL, error) ? "reset the connection" : "failed";
 }
 
-function explain(error: Error, address: string): string {
-  if (error instanceof Deno.errors.AddrInUse) {
-    return `${address} is in use; choose another port with --port`;
+function explain({ name, message }: Error, address: string): string {
+  switch (name) {
+    case "AddrInUse":
+      return `${address} is in use; choose another port with --port`;
+    case "AddrNotAvailable":
+      return `${address} is not an address of this machine; choose another with --host`;
+    case "PermissionDenied":
+      return `the system does not allow listening on ${address}; choose a port from 1024 with --port`;
+    case "NotCapable":
+      return `no permission to listen on ${address}; run with --allow-net=${address}`;
   }
-  if (error instanceof Deno.errors.AddrNotAvailable) {
-    return `${address} is not an address of this machine; choose another with --host`;
-  }
-  if (error instanceof Deno.errors.PermissionDenied) {
-    return `the system does not allow listening on ${address}; choose a port from 1024 with --port`;
-  }
-  if (error instanceof Deno.errors.NotCapable) {
-    return `no permission to listen on ${address}; run with --allow-net=${address}`;
-  }
-  return `cannot listen on ${address}: ${error.message}`;
+  return `cannot listen on ${address}: ${message}`;
 }
 
 function count(number: number, noun: "client" | "line"): string {
@@ -429,248 +780,53 @@ function count(number: number, noun: "client" | "line"): string {
 class LineWriter {
   #waiting = ""; // lines, written together: one by one costs half as much again
   #dropped = 0; // lines for which there was no room among them
-  #written?: Promise<void>; // set while `#writeAll` is at work
-  #failed = false; // set by `fail`, where lines are lost
+  #writing: Promise<void> = Promise.resolve();
+  #complaint: Promise<void> | undefined; // set where lines are lost
 
   print(line: string): void {
-    if (this.#waiting.length + line.length < 2 ** 24) {
-      this.#waiting += `${line}\n`;
-    } else this.#dropped++;
-    this.#written ??= this.#writeAll();
+    const isFirst = this.#waiting === "";
+    if (this.#waiting.length + line.length >= 2 ** 24) this.#dropped++;
+    else this.#waiting += `${line}\n`;
+    if (isFirst) this.#writing = this.#writing.then(() => this.#write());
   }
 
-  async #writeAll(): Promise<void> {
-    while (this.#waiting !== "") {
-      let lines = this.#waiting;
-      if (this.#dropped) lines += `${count(this.#dropped, "line")} dropped\n`;
-      [this.#waiting, this.#dropped] = ["", 0];
-      const { stdout } = Deno;
-      await sendAll(stdout, lines).catch(({ message }) => this.fail(message));
-    }
-    this.#written = undefined;
+  async #write(): Promise<void> {
+    const drops = `${count(this.#dropped, "line")} dropped\n`;
+    const lines = this.#waiting + (this.#dropped > 0 ? drops : "");
+    this.#waiting = "";
+    this.#dropped = 0;
+    await sendAll(Deno.stdout, lines).catch((error) =>
+      this.#fail(error.message)
+    );
   }
 
   /** Says it once. A server that goes on does so with its lines or without. */
-  fail(message: string): void {
-    if (!this.#failed) report(`error: cannot print: ${message}`);
-    this.#failed = true;
+  #fail(message: string): void {
+    this.#complaint ??= report(`error: cannot print: ${message}`);
   }
 
   /** Waits until all is written, 5 s at most. Resolves to whether it is. */
   async flush(): Promise<boolean> {
-    const { promise, resolve } = Promise.withResolvers<void>();
-    const timer = setTimeout(resolve, 5_000);
-    await Promise.race([this.#written, promise]);
-    clearTimeout(timer);
-    return this.#written === undefined && !this.#failed;
+    const isWritten = await within(5_000, this.#writing);
+    if (!isWritten) this.#fail("nobody reads the lines");
+    await within(1_000, this.#complaint); // Perhaps nobody reads that, either.
+    return this.#complaint === undefined;
   }
+}
+
+/** Whether it settles within so many milliseconds. It must not reject. */
+async function within(most: number, promise?: Promise<void>): Promise<boolean> {
+  const { promise: isSettled, resolve } = Promise.withResolvers<boolean>();
+  const timer = setTimeout(resolve, most, false);
+  Promise.resolve(promise).then(() => resolve(true));
+  return await isSettled.finally(() => clearTimeout(timer));
 }
 
 // From here to the last line, both scripts are the same: each has to run alone.
 
-/** The time of a connection, and its early end. Each handler is given one. */
-export interface Session {
-  /**
-   * Starts the time anew: that of the option, or other milliseconds until the next
-   * call. Throws a `RangeError` if they are out of the option's range.
-   */
-  renew(timeout?: number): void;
-  /**
-   * Closes early: pending reads and writes reject. The reason is what `onError`
-   * gets, or what `connect` rejects with. Does nothing after the end.
-   */
-  end(reason: unknown): void;
-  /** Aborted at any early end, with its reason: for what else is awaited. */
-  readonly signal: AbortSignal;
-}
-
-/** A session whose time, in milliseconds, starts as it is made. */
-class TimedSession implements Session {
-  #due = 0; // when its time is up
-  #connection?: Deno.TcpConn;
-  #index = 0; // where it stands among the others
-  #end?: { isEarly: boolean; reason?: unknown };
-  #controller?: AbortController; // made where `signal` is asked for
-
-  constructor(readonly timeout: number) {
-    this.renew();
-  }
-
-  /** Ends those whose time is up, until the interval is cleared. */
-  static watch(sessions: TimedSession[]): ReturnType<typeof setInterval> {
-    let lastLook = -Infinity;
-    return setInterval(() => {
-      for (const session of sessions) {
-        // Not what is late for the first time: after a standstill (Ctrl-Z, a
-        // paused container), what has long arrived has 50 ms to be read.
-        if (session.#end || session.#due > lastLook) continue;
-        session.end(new DOMException("time is up", "TimeoutError"));
-      }
-      lastLook = performance.now();
-    }, 50);
-  }
-
-  renew(timeout: number = this.timeout): void {
-    if (!(timeout > 0 && timeout < 2 ** 31 || timeout === Infinity)) {
-      throw new RangeError(`timeout is not above 0, below 2 ** 31: ${timeout}`);
-    }
-    this.#due = performance.now() + timeout;
-  }
-
-  end(reason: unknown): void {
-    if (this.#end) return;
-    this.#end = { isEarly: true, reason };
-    this.#connection?.[Symbol.dispose](); // not `close()`: it may be closed
-    this.#controller?.abort(reason);
-  }
-
-  get signal(): AbortSignal {
-    this.#controller ??= new AbortController();
-    if (this.#end?.isEarly) this.#controller.abort(this.#end.reason);
-    return this.#controller.signal;
-  }
-
-  /** Runs the handler and closes. Throws the reason of an early end. */
-  async run<T>(
-    connection: Deno.TcpConn,
-    handler: (connection: Deno.TcpConn, session: Session) => T | Promise<T>,
-    noDelay = true,
-    sessions: TimedSession[] = [],
-  ): Promise<T> {
-    this.#connection = connection;
-    this.#index = sessions.push(this) - 1;
-    try {
-      if (noDelay) connection.setNoDelay();
-      // It may have ended in the very turn in which the connection was made.
-      const result = this.#end ? undefined : await handler(connection, this);
-      if (this.#end) throw this.#end.reason;
-      return result as T;
-    } catch (error) {
-      const { BadResource, Interrupted } = Deno.errors; // of reads and writes
-      const isCut = [BadResource, Interrupted].some((e) => error instanceof e);
-      throw this.#end && isCut ? this.#end.reason : error;
-    } finally {
-      this.#end ??= { isEarly: false };
-      connection[Symbol.dispose](); // 6. Close, on every path.
-      // The last one takes its place. A `Set` costs a busy server a tenth more.
-      const last = sessions.pop()!;
-      if (last !== this) sessions[last.#index = this.#index] = last;
-    }
-  }
-}
-
-const MAX = 65_536; // bytes of a message
-const encoder = new TextEncoder();
-// Without `ignoreBOM`, a text would lose the U+FEFF that it may begin with.
-const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
-const LAST = Symbol.for("sendAll"); // a writer's last call, in either script
-
-/**
- * Sends all of the data, a text in UTF-8: one write may take only a part. Of
- * several at once on one connection, each is whole, in the order of the calls.
- * Until then, leave the bytes as they are. Rejects with what `write` rejects with.
- */
-export function sendAll(
-  writer: Pick<Deno.Conn, "write">,
-  data: string | Uint8Array,
-): Promise<void> {
-  const calls = writer as { [LAST]?: Promise<void> };
-  const send = async () => {
-    let rest = typeof data === "string" ? encoder.encode(data) : data;
-    while (rest.length > 0) rest = rest.subarray(await writer.write(rest));
-  };
-  return calls[LAST] = calls[LAST]?.then(send, send) ?? send();
-}
-
-/**
- * Reads lines, so many bytes, or the rest, in turn: one read is not one message.
- * More bytes than the limit, 65,536 by default, are `InvalidData`, as a peer may
- * send any. Texts are UTF-8, with U+FFFD for other bytes. Await each call.
- */
-export class Reader {
-  #buffer = new Uint8Array(128); // small at first: a silent peer holds it
-  #start = 0; // What has come and is not taken yet stands from here
-  #end = 0; // to here.
-  #isEnded = false;
-
-  /** Reads from a connection, `Deno.stdin`, or what else has such a `read`. */
-  constructor(readonly source: Pick<Deno.Conn, "read">, readonly limit = MAX) {}
-
-  /** What has come and is not taken yet. */
-  get buffered(): Uint8Array<ArrayBuffer> {
-    return this.#buffer.subarray(this.#start, this.#end);
-  }
-
-  /** The next line, without its `\n` or `\r\n`, or `null` after the last. */
-  async readLine(): Promise<string | null> {
-    for (let searched = 0;;) {
-      const bytes = this.buffered;
-      const end = bytes.indexOf(0x0a, searched); // \n
-      searched = bytes.length;
-      const all = end < 0 ? searched : end;
-      // Where no line end has come yet, a last \r may turn out to begin it.
-      const length = bytes[all - 1] === 0x0d ? all - 1 : all;
-      this.#check(length);
-      if (end >= 0) return decoder.decode(this.#take(length, end + 1));
-      if (await this.#fill()) continue;
-      this.#check(all);
-      return all === 0 ? null : decoder.decode(this.#take(all));
-    }
-  }
-
-  /** The lines, as `readLine` gives them. */
-  async *[Symbol.asyncIterator](): AsyncGenerator<string, void, void> {
-    for (let line; (line = await this.readLine()) !== null;) yield line;
-  }
-
-  /** So many bytes, as a copy. `null` at the end, within them `UnexpectedEof`. */
-  async readExactly(count: number): Promise<Uint8Array<ArrayBuffer> | null> {
-    this.#check(count);
-    while (this.buffered.length < count) {
-      if (await this.#fill()) continue;
-      if (this.buffered.length === 0) return null;
-      throw new Deno.errors.UnexpectedEof("the peer ended within a message");
-    }
-    return this.#take(count).slice();
-  }
-
-  /** The rest, as a text. */
-  async readAll(): Promise<string> {
-    do this.#check(this.#end - this.#start); while (await this.#fill());
-    return decoder.decode(this.#take(this.#end - this.#start));
-  }
-
-  #check(length: number): void {
-    if (length >= 0 && length <= this.limit && length % 1 === 0) return;
-    throw new Deno.errors.InvalidData(`${length} bytes, at most ${this.limit}`);
-  }
-
-  #take(length: number, withItsEnd = length): Uint8Array<ArrayBuffer> {
-    const bytes = this.#buffer.subarray(this.#start, this.#start + length);
-    this.#start += withItsEnd;
-    return bytes;
-  }
-
-  /** Reads on. Gives whether more has come, which it has not at the end. */
-  async #fill(): Promise<boolean> {
-    // No room is left, or much of it holds what was taken: on in a new buffer.
-    if (this.#end === this.#buffer.length || this.#start > 4096) {
-      const kept = this.buffered;
-      this.#buffer = new Uint8Array(Math.max(4096, 2 * kept.length));
-      this.#buffer.set(kept);
-      [this.#start, this.#end] = [0, kept.length];
-    }
-    const room = this.#end ? this.#buffer.subarray(this.#end) : this.#buffer;
-    const count = this.#isEnded ? null : await this.source.read(room);
-    this.#isEnded = count === null;
-    this.#end += count ?? 0;
-    return !this.#isEnded;
-  }
-}
-
 /** A peer's text on one line, with `\u001b` and such for what terminals obey. */
 export function printable(text: string): string {
-  const controls = /[\p{Cc}\p{Zl}\p{Zp}\p{Bidi_Control}]/gu;
+  const controls = /[\p{Cc}\p{Zl}\p{Zp}\p{Bidi_Control}\ufeff]/gu;
   const names = new Map([["\n", "\\n"], ["\r", "\\r"], ["\t", "\\t"]]);
   const code = (one: string) => one.charCodeAt(0).toString(16).padStart(4, "0");
   return text.replace(controls, (one) => names.get(one) ?? `\\u${code(one)}`);
@@ -681,48 +837,72 @@ const shown = (text: string) => printable(text.replace(/\r?\n$/, ""));
 const format = ({ hostname: name, port }: { hostname: string; port: number }) =>
   `${name.includes(":") ? `[${name}]` : name}:${port}`;
 
-/** Shows an error on stderr. It may quote a peer. */
-function report(error: unknown, prefix = ""): void {
-  try {
-    const text = typeof error === "string" ? error : Deno.inspect(error);
-    console.error((prefix + text).split("\n").map(printable).join("\n"));
-  } catch { // There is no other place to say it.
-  }
+/** Shows an error, which may quote a peer, without blocking. Never rejects. */
+async function report(error: unknown, prefix = ""): Promise<void> {
+  const text = typeof error === "string" ? error : Deno.inspect(error);
+  const lines = `${prefix}${text}`.split("\n").map(printable).join("\n");
+  // Where that fails, there is no other place to say it.
+  await sendAll(Deno.stderr, `${lines}\n`).catch(() => {});
 }
 
-/** Reads the command line. Throws an error that says what is wrong with it. */
-function parseFlags<Valued extends string, Switch extends string>(
+/** Ends a command: a line that says why, and its exit code. */
+class Failure extends Error {
+  code = 1;
+}
+
+async function reportFailure(error: unknown): Promise<number> {
+  if (!(error instanceof Failure)) throw error;
+  await report(`error: ${error.message}`);
+  return error.code;
+}
+
+type Flags = Awaited<ReturnType<typeof readFlags>>;
+
+/** Reads the command line: texts, with their defaults, and switches. */
+async function readFlags(
   args: string[],
-  defaults: Record<Valued, string>,
-  switches: Switch[],
-): Record<Valued, string> & Record<Switch, boolean> {
-  // It would be on, whatever the value.
-  const valued = args.find((arg) => /^-(-(once|quiet|help)|[qh]+)=/.test(arg));
-  if (valued) throw new TypeError(`${valued.split("=")[0]} takes no value`);
-  const refuse = (arg: unknown) => {
-    throw new TypeError(`unexpected "${arg}"`);
-  };
-  const flags: Record<string, unknown> & { _: unknown[] } = parseArgs(args, {
-    string: Object.keys(defaults),
-    boolean: switches as string[],
-    alias: { port: "p", quiet: "q", help: "h" },
-    default: defaults as Record<string, string>,
-    unknown: refuse,
+  texts: Record<string, string | number>,
+  switches: string[],
+) {
+  // Only here, so that a program that imports this script needs no JSR. In full: a
+  // script that runs alone has no deno.json to look a name up in.
+  // deno-lint-ignore no-import-prefix
+  const parser = import("jsr:@std/cli@^1.0.32/parse-args");
+  const { parseArgs } = await parser.catch(() => {
+    const task = `in a clone, use: deno task run ${SCRIPT}`;
+    throw new Failure(`@std/cli could not be had from JSR; ${task}`);
   });
-  flags._.forEach(refuse); // what stands behind `--`
-  const empty = Object.keys(defaults).find((name) => flags[name] === "");
-  if (empty) throw new TypeError(`--${empty} needs a value: --${empty}=VALUE`);
-  return flags as ReturnType<typeof parseFlags<Valued, Switch>>;
-}
-
-/** A flag's number, in plain decimals: without a `most`, of seconds for a timer. */
-function numberOf(name: string, text: string, least: number, most?: number) {
-  const pattern = most ? /^\d+$/ : /^\d+(\.\d+)?$/;
-  const value = pattern.test(text) ? Number(text) : NaN;
-  const limit = most ?? 2_147_483;
-  if (value >= least && value <= limit) return value;
-  const range = `a ${most ? "whole " : ""}number from ${least} to ${limit}`;
-  throw new RangeError(`--${name} must be ${range}, not "${text}"`);
+  const wrong = (text: string) =>
+    Object.assign(new Failure(`${text}; see --help`), { code: 2 });
+  // It would be on, whatever the value.
+  const names = switches.join("|");
+  const valued = RegExp(`^(--(${names})(?==)|-[qh]+(?=[^a-zA-Z]))`);
+  const [found] = args.flatMap((arg) => valued.exec(arg)?.[0] ?? []);
+  if (found) throw wrong(`${found} takes no value`);
+  const unexpected: unknown[] = [];
+  const flags = parseArgs(args, {
+    string: Object.keys(texts),
+    boolean: switches,
+    alias: { port: "p", quiet: "q", help: "h" },
+    default: texts,
+    unknown: (arg: string) => (unexpected.push(arg), false),
+  });
+  const empty = Object.keys(texts).find((name) => flags[name] === "");
+  if (empty) throw wrong(`--${empty} needs a value: --${empty}=VALUE`);
+  const [extra] = [...unexpected, ...flags._];
+  if (extra !== undefined) throw wrong(`unexpected "${extra}"`);
+  return {
+    text: (name: string) => `${flags[name]}`,
+    host: () => `${flags["host"]}`.replace(/^\[(.*)\]$/, "$1"), // as a URL has it
+    isOn: (name: string) => Boolean(flags[name]),
+    number(name: string, kind: string, least: number, most: number) {
+      const form = kind === "number" ? /^\d+(\.\d+)?$/ : /^\d+$/;
+      const value = form.test(this.text(name)) ? Number(this.text(name)) : NaN;
+      if (value >= least && value <= most) return value;
+      const range = `a ${kind} from ${least} to ${most}`;
+      throw wrong(`--${name} must be ${range}, not "${this.text(name)}"`);
+    },
+  };
 }
 
 if (import.meta.main) Deno.exit(await main(Deno.args));

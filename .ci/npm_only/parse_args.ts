@@ -8,7 +8,7 @@ interface Options {
   boolean: string[];
   alias: Record<string, string>;
   default: Record<string, unknown>;
-  unknown: (arg: string) => false;
+  unknown: (arg: string) => boolean;
 }
 
 type Flags = Record<string, unknown> & { _: unknown[] };
