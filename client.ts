@@ -1,7 +1,8 @@
 #!/usr/bin/env -S deno run --allow-net
 /**
  * A TCP client: it connects to a server, reads the server's greeting to its end,
- * sends a reply, and closes. All its steps stand in {@linkcode exchange}.
+ * sends a reply, and closes. Its steps 2 to 6 stand in {@linkcode exchange}; step 1,
+ * to listen, is the server's.
  *
  * As a command: `deno run --allow-net client.ts`. For a protocol of your own, take
  * `withSession` from `server.ts`.
@@ -20,6 +21,54 @@
  */
 export async function exchange(options: ExchangeOptions = {}): Promise<string> {
   const { hostname, port, reply, timeout } = { ...DEFAULTS, ...options };
+  return await withinTime(timeout, async (timeIsUp) => {
+    // 2. Connect. `using` closes at the end, as Python's `with` does.
+    using connection = await Deno.connect({ hostname, port, signal: timeIsUp });
+    closeWhen(timeIsUp, connection);
+    refuseItself(connection);
+    await options.onConnect?.(connection.remoteAddr);
+
+    // 3. Read the greeting, 4. to its end: there the server has half-closed.
+    const greeting = await readToEnd(connection, options.onRead);
+    await options.onGreeting?.(greeting);
+
+    // 5. Reply. It ends with the close.
+    await sendAll(connection, reply);
+
+    // 6. Close: `using` does it here, and after any error.
+    return greeting;
+  });
+}
+
+/** Reads until the server ends: one read is not one message. */
+async function readToEnd(
+  connection: Deno.Conn,
+  onRead?: (part: Uint8Array) => void,
+): Promise<string> {
+  const buffer = new Uint8Array(MOST + 1); // one more, to see that it is too long
+  let length = 0; // of what has come
+  for (;;) {
+    const count = await connection.read(buffer.subarray(length));
+    if (count === null) break; // where Python's `recv` gives b""
+    length += count;
+    if (length > MOST) throw new Deno.errors.InvalidData("too long a greeting");
+    onRead?.(buffer.subarray(0, length));
+  }
+  if (length === 0) throw new Deno.errors.UnexpectedEof("no greeting");
+  return decoder.decode(buffer.subarray(0, length));
+}
+
+/** Sends all of the text, in UTF-8: one write may take only a part. */
+async function sendAll(writer: Pick<Deno.Conn, "write">, text: string) {
+  let rest = new TextEncoder().encode(text);
+  while (rest.length > 0) rest = rest.subarray(await writer.write(rest));
+}
+
+/** Gives the steps a signal that is aborted when their time, in ms, is up. */
+async function withinTime<T>(
+  timeout: number,
+  steps: (timeIsUp: AbortSignal) => Promise<T>,
+): Promise<T> {
   const cut = new AbortController();
   const cutOff = () =>
     cut.abort(new DOMException("time is up", "TimeoutError"));
@@ -28,45 +77,26 @@ export async function exchange(options: ExchangeOptions = {}): Promise<string> {
     timer = setTimeout(cutOff, 50);
   }, timeout);
   try {
-    // 2. Connect.
-    const server = { hostname, port, signal: cut.signal };
-    using connection = await Deno.connect(server);
-    cut.signal.onabort = () => connection[Symbol.dispose]();
-    cut.signal.throwIfAborted(); // in the very turn in which it connected
-    const address = connection.remoteAddr;
-    if (format(connection.localAddr) === format(address)) {
-      // Linux does that where nothing listens on a port that it gives to clients.
-      throw new Deno.errors.ConnectionRefused("connected to itself");
-    }
-    await options.onConnect?.(address);
-
-    // 3. Read the greeting, 4. to its end: there the server has half-closed. One
-    // read is not one message: it gives what has arrived.
-    const buffer = new Uint8Array(MOST + 1);
-    let length = 0;
-    for (;;) {
-      const count = await connection.read(buffer.subarray(length));
-      if (count === null) break;
-      length += count;
-      if (length > MOST) throw new Deno.errors.InvalidData("too long");
-      options.onRead?.(buffer.subarray(0, length));
-    }
-    if (length === 0) throw new Deno.errors.UnexpectedEof("no greeting");
-    const greeting = decoder.decode(buffer.subarray(0, length));
-    await options.onGreeting?.(greeting);
-
-    // 5. Reply.
-    await sendAll(connection, reply);
-
-    // 6. Close: `using` does it, on every path. That is also the reply's end.
-    return greeting;
+    return await steps(cut.signal);
   } catch (error) {
-    const { BadResource, Interrupted } = Deno.errors; // of reads and writes
+    const { BadResource, Interrupted } = Deno.errors; // after the close
     const isCut = error instanceof BadResource || error instanceof Interrupted;
     throw cut.signal.aborted && isCut ? cut.signal.reason : error;
   } finally {
     clearTimeout(timer); // `AbortSignal.timeout` would hold the program.
   }
+}
+
+/** Closes when the time is up: a pending read or write then rejects. */
+function closeWhen(timeIsUp: AbortSignal, connection: Deno.Conn): void {
+  timeIsUp.throwIfAborted(); // just as it connected
+  timeIsUp.onabort = () => connection[Symbol.dispose]();
+}
+
+/** Linux connects a client to itself where nothing listens on its own port. */
+function refuseItself({ localAddr, remoteAddr }: Deno.TcpConn): void {
+  if (format(localAddr) !== format(remoteAddr)) return;
+  throw new Deno.errors.ConnectionRefused("connected to itself");
 }
 
 /** Options of {@linkcode exchange}. */
@@ -82,7 +112,7 @@ export interface ExchangeOptions {
   /** Called, and waited for, when it is connected, with the server's address. */
   onConnect?: (server: Deno.NetAddr) => unknown;
   /** Called with what has come of the greeting so far. */
-  onRead?: (greeting: Uint8Array) => void;
+  onRead?: (part: Uint8Array) => void;
   /** Called, and waited for, with the whole greeting, before the reply. */
   onGreeting?: (greeting: string) => unknown;
 }
@@ -92,18 +122,11 @@ const DEFAULTS = {
   port: 8888,
   reply: "你好服務器",
   timeout: 10_000, // milliseconds
-  wait: 0, // milliseconds
 };
 const MOST = 65_536; // bytes of a greeting, as a server may send any number
 
 // Without `ignoreBOM`, a text would lose the U+FEFF that it may begin with.
 const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
-
-/** Sends all of the text, in UTF-8: one write may take only a part. */
-async function sendAll(writer: Pick<Deno.Conn, "write">, text: string) {
-  let rest = new TextEncoder().encode(text);
-  while (rest.length > 0) rest = rest.subarray(await writer.write(rest));
-}
 
 // The command
 
@@ -116,7 +139,7 @@ usage: deno run --allow-net client.ts [flags]
   --port, -p PORT    the server's port (${DEFAULTS.port})
   --reply TEXT       what the server is sent (${DEFAULTS.reply})
   --timeout SECONDS  for the whole exchange (${DEFAULTS.timeout / 1000})
-  --wait SECONDS     for trying again to connect (${DEFAULTS.wait / 1000})
+  --wait SECONDS     for trying again to connect (0)
   --quiet, -q        print only what comes from the server (off)
   --help, -h         show this help (off)
 
@@ -130,7 +153,7 @@ export async function main(args: string[]): Promise<number> {
       port: DEFAULTS.port,
       reply: DEFAULTS.reply,
       timeout: DEFAULTS.timeout / 1000,
-      wait: DEFAULTS.wait / 1000,
+      wait: 0,
     }, ["quiet", "help"]);
     await (flags.isOn("help") ? print(HELP) : run(flags));
     return 0;
@@ -159,13 +182,13 @@ async function run(flags: Flags): Promise<void> {
   const waitEnds = performance.now() + wait;
   const quiet = flags.isOn("quiet");
   let isConnected = false;
-  let part: Uint8Array = new Uint8Array(); // of a greeting that has not ended
+  let part = new Uint8Array(); // of a greeting that has not ended
   const callbacks: ExchangeOptions = {
     onConnect: async (server) => {
       isConnected = true;
       if (!quiet) await print(`Connected to ${format(server)}`);
     },
-    onRead: (greeting) => part = greeting,
+    onRead: (read) => part = read.slice(),
     onGreeting: async (greeting) => {
       part = new Uint8Array();
       await print(`${quiet ? "" : "Greeting: "}${shown(greeting)}`);
@@ -177,59 +200,53 @@ async function run(flags: Flags): Promise<void> {
       if (!quiet) await print(`Replied: ${shown(options.reply)}`);
       return;
     } catch (error) {
-      if (error instanceof Failure) throw error; // It can't print.
+      if (error instanceof Failure) throw error; // It could not print.
       // Without the permission, or with wrong arguments, no other try helps.
       const final = [Deno.errors.NotCapable, TypeError, RangeError, URIError];
       const isFinal = final.some((type) => error instanceof type);
       if (isConnected || isFinal || performance.now() >= waitEnds) {
         const server = format(options);
-        const why = isConnected
-          ? explainEnd(error as Error, server, part)
-          : explainStart(error as Error, server);
-        throw new Failure(why);
+        throw new Failure(explain(error as Error, server, isConnected, part));
       }
     }
     await new Promise((resolve) => setTimeout(resolve, 100));
   }
 }
 
-/** Says what kept it from connecting. */
-function explainStart(error: Error, server: string): string {
-  if (error instanceof DOMException) return tookTooLong(server);
-  if (error instanceof Deno.errors.NotCapable) {
-    return `no permission to connect to ${server}; run with --allow-net=${server}`;
-  }
-  if (!(error instanceof Deno.errors.ConnectionRefused)) {
-    return `cannot reach ${server}: ${error.message}`;
-  }
-  const line =
-    `nothing listens on ${server}; start the server, or use --wait SECONDS`;
-  const isThisMachine = /^(127\.|\[::1\]|localhost:)/.test(server);
-  const other = "; or it listens on another address: see its --host";
-  return isThisMachine ? line : line + other;
-}
-
-/** Says what ended the exchange. */
-function explainEnd(error: Error, server: string, part: Uint8Array): string {
+/** Says what kept it from connecting, or what ended the exchange. */
+function explain(
+  error: Error,
+  server: string,
+  isConnected: boolean,
+  part: Uint8Array,
+): string {
   if (error instanceof DOMException && part.length > 0) {
     const text = shown(decoder.decode(part));
     return `the greeting of ${server} has not ended: it ends when the server closes, or half-closes; so far it is: ${text}`;
   }
-  if (error instanceof DOMException) return tookTooLong(server);
-  if (error instanceof Deno.errors.UnexpectedEof) {
-    return `${server} closed without a greeting`;
+  if (error instanceof DOMException) {
+    return `${server} took too long; give it more time with --timeout SECONDS`;
   }
-  if (error instanceof Deno.errors.InvalidData) {
-    return `${server} sent a greeting longer than ${MOST} bytes`;
+  const isHere = /^(127\.|\[::1\]|localhost:)/.test(server);
+  const hint = isHere
+    ? ""
+    : "; or it listens on another address: see its --host";
+  switch (error.name) {
+    case "ConnectionRefused":
+      return `nothing listens on ${server}; start the server, or use --wait SECONDS${hint}`;
+    case "NotCapable":
+      return `no permission to connect to ${server}; run with --allow-net=${server}`;
+    case "UnexpectedEof":
+      return `${server} closed without a greeting`;
+    case "InvalidData":
+      return `${server} sent a greeting longer than ${MOST} bytes`;
   }
+  if (!isConnected) return `cannot reach ${server}: ${error.message}`;
   // Without a code of the system, it is a mistake of this script.
   return "code" in error
     ? `${server} reset the connection`
     : Deno.inspect(error);
 }
-
-const tookTooLong = (server: string) =>
-  `${server} took too long; give it more time with --timeout SECONDS`;
 
 // From here to the last line, both scripts are the same: each has to run alone.
 

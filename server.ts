@@ -3,8 +3,8 @@
  * A TCP server: it sends each client a greeting, reads the client's reply, and
  * closes. Where its steps stand:
  *
- * - 3 greet, 4 half-close, 5 read the reply: {@linkcode greet}
  * - 1 listen, 2 accept: {@linkcode serve}, in the class `TcpServer`
+ * - 3 greet, 4 half-close, 5 read the reply: {@linkcode greet}
  * - 6 close: the method `run` of the class `TimedSession`, around any handler
  *
  * As a command: `deno run --allow-net server.ts`. As a library, for both sides of
@@ -46,8 +46,8 @@ export async function greet(
 ): Promise<string> {
   try {
     await sendAll(connection, greeting); // 3. Greet.
-    // 4. Half-close. A close would shut the reply out, and without either the
-    // client could not tell where the greeting ends.
+    // 4. Half-close, Python's `shutdown(SHUT_WR)`. A close would shut the reply out,
+    // and without either the client could not tell where the greeting ends.
     await connection.closeWrite();
   } catch (error) {
     // A client may have replied and gone before it was greeted. Its reply is
@@ -159,10 +159,6 @@ export function serve<C extends Deno.Conn<Deno.NetAddr> = Deno.TcpConn>(
   }
 }
 
-/** Where accepting meets these, by class or code, only one client is lost. */
-const CLIENT_IS_LOST = ["ConnectionReset", "ConnectionAborted", "NotConnected"]
-  .concat("ECONNRESET", "ECONNABORTED", "ENOTCONN");
-
 class TcpServer<C extends Deno.Conn<Deno.NetAddr>> implements Server {
   readonly addr: Deno.NetAddr;
   readonly finished: Promise<void>;
@@ -228,7 +224,7 @@ class TcpServer<C extends Deno.Conn<Deno.NetAddr>> implements Server {
         if (!this.#isStopping) this.#serve(connection);
         else connection.close(); // It came at the last moment.
       } catch (error) {
-        if (!this.#isStopping) await this.#pauseAfter(error);
+        if (!this.#isStopping) await this.#onAcceptError(error);
       }
     }
     while (this.clients > 0) await this.#untilOneLeaves();
@@ -240,8 +236,8 @@ class TcpServer<C extends Deno.Conn<Deno.NetAddr>> implements Server {
     return new Promise((resolve) => this.#tellThatOneLeft = resolve);
   }
 
-  /** Says that no client can be accepted, and pauses: at once it fails again. */
-  async #pauseAfter(error: unknown): Promise<void> {
+  /** Goes on, stops, or says that no client can be accepted, and pauses. */
+  async #onAcceptError(error: unknown): Promise<void> {
     if (isOneOf(CLIENT_IS_LOST, error)) return;
     if (isOneOf(["BadResource"], error)) { // Its owner has closed the listener.
       this.shutdown(); // `finished` waits for it.
@@ -320,7 +316,10 @@ export interface Session {
    * ends, by a line end or a length. Does nothing after the end.
    */
   end(reason: unknown): void;
-  /** Aborted at any early end, with its reason: for what else is awaited. */
+  /**
+   * Aborted at any early end, with its reason: for what else is awaited. A peer that
+   * leaves does not abort it: that shows in a read.
+   */
   readonly signal: AbortSignal;
 }
 
@@ -387,8 +386,6 @@ function keepTime(sessions: TimedSession[]) {
   }, 50);
 }
 
-/** So an early end makes reads and writes reject, and what Node gave `signal`. */
-const CUT = ["BadResource", "Interrupted", "AbortError"];
 const GIVEN_REASONS = new WeakSet<Error>(); // for early ends
 
 class TimedSession<C extends Deno.Conn = Deno.Conn> implements Session {
@@ -398,7 +395,7 @@ class TimedSession<C extends Deno.Conn = Deno.Conn> implements Session {
   readonly #timeout: number;
   #isOver = false;
   #earlyEnd?: { reason: unknown };
-  #controller?: AbortController; // made where `signal` is asked for
+  #controller?: AbortController; // made where `signal` is asked for: it is dear
 
   constructor(connection: C, timeout: number) {
     this.#connection = connection;
@@ -516,22 +513,31 @@ export class Reader {
   }
 
   /** The next line, without its `\n` or `\r\n`, or `null` after the last. */
-  readLine(): Promise<string | null> {
-    let searched = 0; // bytes without a line end
-    return this.#read(() => {
-      const lineEnd = this.#buffer.indexOf(0x0a, this.#start + searched); // \n
-      const isWhole = lineEnd >= 0;
-      const end = isWhole ? lineEnd : this.#end;
-      const bytes = this.#buffer.subarray(this.#start, end);
-      // A last \r goes with the \n, also with one that may still come.
-      const hasReturn = bytes.at(-1) === 0x0d && (isWhole || !this.#isEnded);
-      const line = hasReturn ? bytes.subarray(0, -1) : bytes;
-      this.#check(line.length);
-      searched = bytes.length;
-      if (!isWhole && !this.#isEnded) return undefined;
-      this.#start = isWhole ? lineEnd + 1 : this.#end;
-      return isWhole || bytes.length > 0 ? decoder.decode(line) : null;
-    });
+  async readLine(): Promise<string | null> {
+    this.#begin();
+    try {
+      let searched = 0; // bytes without a line end
+      for (;;) {
+        const found = this.#buffer.indexOf(0x0a, this.#start + searched); // \n
+        if (found >= 0 && found < this.#end) {
+          const hasReturn = found > this.#start &&
+            this.#buffer[found - 1] === 0x0d;
+          const end = hasReturn ? found - 1 : found;
+          const line = this.#buffer.subarray(this.#start, end);
+          this.#check(line.length);
+          this.#start = found + 1;
+          return decoder.decode(line);
+        }
+        const bytes = this.buffered;
+        if (this.#isEnded) return bytes.length > 0 ? this.#takeRest() : null;
+        // A last \r may go with a \n that is still to come.
+        this.#check(bytes.at(-1) === 0x0d ? bytes.length - 1 : bytes.length);
+        searched = bytes.length;
+        await this.#readOn();
+      }
+    } finally {
+      this.#isPending = false;
+    }
   }
 
   /** The lines, as `readLine` gives them. */
@@ -540,50 +546,54 @@ export class Reader {
   }
 
   /** So many bytes, as a copy. `null` at the end, within them `UnexpectedEof`. */
-  readExactly(count: number): Promise<Uint8Array<ArrayBuffer> | null> {
-    return this.#read(() => {
-      this.#check(count);
-      const length = this.#end - this.#start;
-      if (length >= count) return this.#take(count).slice();
-      if (!this.#isEnded) return undefined;
-      if (length === 0) return null;
-      throw new Deno.errors.UnexpectedEof("the peer ended within a message");
-    });
-  }
-
-  /** The rest, as a text. */
-  readAll(): Promise<string> {
-    return this.#read(() => {
-      const length = this.#end - this.#start;
-      this.#check(length);
-      return this.#isEnded ? decoder.decode(this.#take(length)) : undefined;
-    });
-  }
-
-  /** Reads on until a message can be taken. */
-  async #read<T>(take: () => T | undefined): Promise<T> {
-    if (this.#isPending) throw new TypeError("a call is pending: await it");
-    this.#isPending = true;
+  async readExactly(count: number): Promise<Uint8Array<ArrayBuffer> | null> {
+    this.#begin();
     try {
-      for (;;) {
-        const message = take();
-        if (message !== undefined) return message;
+      this.#check(count);
+      while (this.#end - this.#start < count && !this.#isEnded) {
         await this.#readOn();
       }
+      const end = this.#start + count;
+      if (end <= this.#end) {
+        return this.#buffer.slice(this.#start, this.#start = end);
+      }
+      if (this.#start === this.#end) return null;
+      throw new Deno.errors.UnexpectedEof("the peer ended within a message");
     } finally {
       this.#isPending = false;
     }
+  }
+
+  /** The rest, as a text. */
+  async readAll(): Promise<string> {
+    this.#begin();
+    try {
+      while (!this.#isEnded) {
+        this.#check(this.#end - this.#start);
+        await this.#readOn();
+      }
+      return this.#takeRest();
+    } finally {
+      this.#isPending = false;
+    }
+  }
+
+  #begin(): void {
+    if (this.#isPending) throw new TypeError("a call is pending: await it");
+    this.#isPending = true;
+  }
+
+  #takeRest(): string {
+    const bytes = this.buffered;
+    this.#check(bytes.length);
+    this.#start = this.#end;
+    return decoder.decode(bytes);
   }
 
   #check(length: number): void {
     if (length >= 0 && length <= this.#limit && length % 1 === 0) return;
     const most = this.#limit;
     throw new Deno.errors.InvalidData(`${length} bytes, at most ${most}`);
-  }
-
-  #take(length: number): Uint8Array<ArrayBuffer> {
-    this.#start += length;
-    return this.#buffer.subarray(this.#start - length, this.#start);
   }
 
   async #readOn(): Promise<void> {
@@ -636,13 +646,19 @@ export function onStopSignal(callback: () => unknown): Disposable {
   return listening;
 }
 
-/** What can happen on any connection, by class or code, whatever its handler. */
-const USUAL = CLIENT_IS_LOST.concat(
-  ...["BrokenPipe", "TimedOut", "NetworkUnreachable"],
-  ...["EPIPE", "ETIMEDOUT", "ENETUNREACH", "EHOSTUNREACH"],
-  ...["InvalidData", "UnexpectedEof"], // of a Reader, and of TLS
-  ...["TimeoutError", "AbortError"], // the time that is up, the shutdown
-);
+/** By class or code: where accepting meets these, only one client is lost. */
+const CLIENT_IS_LOST = ["ConnectionReset", "ConnectionAborted", "NotConnected"]
+  .concat("ECONNRESET", "ECONNABORTED", "ENOTCONN");
+
+/** What can happen on any connection, whatever its handler does. */
+const USUAL = CLIENT_IS_LOST
+  .concat("BrokenPipe", "TimedOut", "NetworkUnreachable")
+  .concat("EPIPE", "ETIMEDOUT", "ENETUNREACH", "EHOSTUNREACH")
+  .concat("InvalidData", "UnexpectedEof") // of a Reader, and of TLS
+  .concat("TimeoutError", "AbortError"); // the time that is up, the shutdown
+
+/** What rejects after an early end: reads, writes, and what Node gave `signal`. */
+const CUT = ["BadResource", "Interrupted", "AbortError"];
 
 const isOneOf = (names: string[], error: unknown) =>
   error instanceof Error && (names.includes(error.name) ||
@@ -737,15 +753,15 @@ async function run(flags: Flags, out: LineWriter): Promise<number> {
   let isServing = true;
   // Not earlier: where `Deno.listen` asks for the permission, a signal ends it.
   using _ = onStopSignal(() => {
-    const clients = count(server.clients, "client");
-    if (isServing) out.print(`Stopping: ${clients} to finish`);
+    if (isServing) out.print(`Stopping: ${clients(server.clients)} to finish`);
     server.shutdown(); // as above
   });
   out.print(`Listening on ${format(server.addr)}`);
   await server.finished;
   isServing = false;
-  out.print(`Served ${count(served, "client")}`);
-  return await out.flush() || !once ? code : 1;
+  out.print(`Served ${clients(served)}`);
+  const isPrinted = await out.flush();
+  return isPrinted || !once ? code : 1;
 }
 
 /** What is printed of a client whose exchange ended with an error. */
@@ -769,9 +785,7 @@ function explain({ name, message }: Error, address: string): string {
   return `cannot listen on ${address}: ${message}`;
 }
 
-function count(number: number, noun: "client" | "line"): string {
-  return `${number} ${noun}${number === 1 ? "" : "s"}`;
-}
+const clients = (count: number) => `${count} client${count === 1 ? "" : "s"}`;
 
 /**
  * Prints without blocking. While the reader of a pipe does not read, or after
@@ -779,22 +793,20 @@ function count(number: number, noun: "client" | "line"): string {
  */
 class LineWriter {
   #waiting = ""; // lines, written together: one by one costs half as much again
-  #dropped = 0; // lines for which there was no room among them
   #writing: Promise<void> = Promise.resolve();
   #complaint: Promise<void> | undefined; // set where lines are lost
 
   print(line: string): void {
     const isFirst = this.#waiting === "";
-    if (this.#waiting.length + line.length >= 2 ** 24) this.#dropped++;
-    else this.#waiting += `${line}\n`;
+    if (this.#waiting.length + line.length < 2 ** 24) {
+      this.#waiting += `${line}\n`;
+    } else this.#fail("nobody reads the lines"); // No more of them can wait.
     if (isFirst) this.#writing = this.#writing.then(() => this.#write());
   }
 
   async #write(): Promise<void> {
-    const drops = `${count(this.#dropped, "line")} dropped\n`;
-    const lines = this.#waiting + (this.#dropped > 0 ? drops : "");
+    const lines = this.#waiting;
     this.#waiting = "";
-    this.#dropped = 0;
     await sendAll(Deno.stdout, lines).catch((error) =>
       this.#fail(error.message)
     );
