@@ -271,9 +271,8 @@ async function report(error: unknown, prefix = ""): Promise<void> {
   await sendAll(Deno.stderr, `${lines}\n`).catch(() => {});
 }
 
-/** Ends a command: a line that says why, and its exit code. */
 class Failure extends Error {
-  code = 1;
+  code = 1; // that the command ends with
 }
 
 async function reportFailure(error: unknown): Promise<number> {
@@ -282,16 +281,12 @@ async function reportFailure(error: unknown): Promise<number> {
   return error.code;
 }
 
+type Texts = Record<string, string | number>; // with their defaults
 type Flags = Awaited<ReturnType<typeof readFlags>>;
 
-/** Reads the command line: texts, with their defaults, and switches. */
-async function readFlags(
-  args: string[],
-  texts: Record<string, string | number>,
-  switches: string[],
-) {
-  // Only here, so that a program that imports this script needs no JSR. In full: a
-  // script that runs alone has no deno.json to look a name up in.
+async function readFlags(args: string[], texts: Texts, switches: string[]) {
+  // Here, so that a program that imports this script needs no JSR, and in full, as
+  // a script that runs alone has no deno.json to look a name up in.
   // deno-lint-ignore no-import-prefix
   const parser = import("jsr:@std/cli@^1.0.32/parse-args");
   const { parseArgs } = await parser.catch(() => {
@@ -300,9 +295,9 @@ async function readFlags(
   });
   const wrong = (text: string) =>
     Object.assign(new Failure(`${text}; see --help`), { code: 2 });
-  // It would be on, whatever the value.
+  // It would be on, whatever the value, or the flag behind it.
   const names = switches.join("|");
-  const valued = RegExp(`^(--(${names})(?==)|-[qh]+(?=[^a-zA-Z]))`);
+  const valued = RegExp(`^(--(${names})(?==)|-[qh]+(?=.*[^a-zA-Z]))`);
   const [found] = args.flatMap((arg) => valued.exec(arg)?.[0] ?? []);
   if (found) throw wrong(`${found} takes no value`);
   const unexpected: unknown[] = [];

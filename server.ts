@@ -1,14 +1,13 @@
 #!/usr/bin/env -S deno run --allow-net
 /**
  * A TCP server: it sends each client a greeting, reads the client's reply, and
- * closes. Where its steps stand:
+ * closes. As a command: `deno run --allow-net server.ts`. Where its steps stand:
  *
  * - 1 listen, 2 accept: {@linkcode serve}, in the class `TcpServer`
  * - 3 greet, 4 half-close, 5 read the reply: {@linkcode greet}
  * - 6 close: the method `run` of the class `TimedSession`, around any handler
  *
- * As a command: `deno run --allow-net server.ts`. As a library, for both sides of
- * a protocol of your own, in place of steps 3 to 5:
+ * As a library, for both sides of a protocol of your own in place of steps 3 to 5:
  *
  * ```ts
  * import { Reader, sendAll, serve, withSession } from "./server.ts";
@@ -33,12 +32,11 @@
  */
 
 /**
- * The exchange with one client, steps 3 to 5, on any connection.
+ * The exchange with one client, steps 3 to 5, on any connection. Resolves to the
+ * reply, `""` if the client left without one.
  *
- * @returns The reply, `""` if the client left without one.
  * @throws {Deno.errors.InvalidData} If the reply is longer than 65,536 bytes.
- * @throws {Error} What else ended the connection before the reply had ended,
- * such as `Deno.errors.ConnectionReset`.
+ * @throws {Error} What else ended the connection before the reply had ended.
  */
 export async function greet(
   connection: Deno.Conn,
@@ -145,8 +143,7 @@ export interface Server extends AsyncDisposable {
  *
  * @throws {TypeError} If `handler` is no function.
  * @throws {RangeError} If `timeout` or `maxClients` is out of its range.
- * @throws {Error} What `Deno.listen` throws, such as `Deno.errors.AddrInUse`,
- * and the reason of a `signal` that is aborted already.
+ * @throws {Error} What `Deno.listen` throws, or the reason of an aborted `signal`.
  */
 export function serve<C extends Deno.Conn<Deno.NetAddr> = Deno.TcpConn>(
   options: ServeOptions<C>,
@@ -324,8 +321,8 @@ export interface Session {
 }
 
 /**
- * Runs a handler on a connection as `serve` does on each that it accepts, with its
- * time, early end and close. Resolves to what the handler gave.
+ * Runs a handler, with the rules of {@linkcode ServeOptions.handler}, on any
+ * connection, and closes it on every path. Resolves to what the handler gave.
  *
  * ```ts
  * import { Reader, withSession } from "./server.ts";
@@ -338,7 +335,7 @@ export interface Session {
  *
  * @throws {TypeError} If `handler` is no function.
  * @throws {RangeError} If `timeout` is out of its range.
- * @throws {Error} What the handler throws, or the reason of an early end. Where
+ * @throws {Error} What the handler throws, or the reason of an early end: if
  * `signal` is aborted before, the handler is not called.
  */
 export async function withSession<C extends Deno.Conn, T>(
@@ -411,6 +408,7 @@ class TimedSession<C extends Deno.Conn = Deno.Conn> implements Session {
   end(reason: unknown): void {
     if (this.#isOver) return;
     this.#isOver = true;
+    this.endsAt = Infinity; // It is not ended again, where its handler goes on.
     this.#earlyEnd = { reason };
     if (reason instanceof Error) GIVEN_REASONS.add(reason);
     this.#connection[Symbol.dispose](); // not `close()`: it may be closed
@@ -485,15 +483,15 @@ const SMALL = 4096, LARGE = 65_536; // bytes that a Reader reads at once
  *
  * - More bytes than the limit, 65,536 by default, are `InvalidData`, as a peer may
  *   send any number. `Infinity` is no limit.
- * - A call while another is pending is a `TypeError`, also where that one has lost
- *   a `Promise.race`. Await each.
+ * - Await each call: one while another is pending is a `TypeError`, also where that
+ *   one has lost a `Promise.race`.
  */
 export class Reader {
   readonly #source: Pick<Deno.Conn, "read">;
   readonly #limit: number;
   #buffer = new Uint8Array(128); // small at first: a silent peer holds it
-  #start = 0; // What has come and is not taken yet stands from here
-  #end = 0; // to here.
+  #filled = this.#buffer.subarray(0, 0); // the part of it that was read into
+  #start = 0; // where what is not taken yet starts in it
   #lastCount = 0; // bytes of the last read
   #isEnded = false;
   #isPending = false;
@@ -504,12 +502,9 @@ export class Reader {
     this.#limit = limit;
   }
 
-  /**
-   * What has come and is not taken yet: a view, good until the next call. After
-   * it, you may read on from the source itself.
-   */
+  /** What has come and is not taken: a view. After it, the source has the rest. */
   get buffered(): Uint8Array<ArrayBuffer> {
-    return this.#buffer.subarray(this.#start, this.#end);
+    return this.#filled.subarray(this.#start);
   }
 
   /** The next line, without its `\n` or `\r\n`, or `null` after the last. */
@@ -518,16 +513,8 @@ export class Reader {
     try {
       let searched = 0; // bytes without a line end
       for (;;) {
-        const found = this.#buffer.indexOf(0x0a, this.#start + searched); // \n
-        if (found >= 0 && found < this.#end) {
-          const hasReturn = found > this.#start &&
-            this.#buffer[found - 1] === 0x0d;
-          const end = hasReturn ? found - 1 : found;
-          const line = this.#buffer.subarray(this.#start, end);
-          this.#check(line.length);
-          this.#start = found + 1;
-          return decoder.decode(line);
-        }
+        const lineEnd = this.#filled.indexOf(0x0a, this.#start + searched); // \n
+        if (lineEnd >= 0) return this.#takeLine(lineEnd);
         const bytes = this.buffered;
         if (this.#isEnded) return bytes.length > 0 ? this.#takeRest() : null;
         // A last \r may go with a \n that is still to come.
@@ -550,14 +537,13 @@ export class Reader {
     this.#begin();
     try {
       this.#check(count);
-      while (this.#end - this.#start < count && !this.#isEnded) {
-        await this.#readOn();
+      const isShort = () => this.#filled.length - this.#start < count;
+      while (isShort() && !this.#isEnded) await this.#readOn();
+      if (!isShort()) {
+        this.#start += count;
+        return this.#filled.slice(this.#start - count, this.#start);
       }
-      const end = this.#start + count;
-      if (end <= this.#end) {
-        return this.#buffer.slice(this.#start, this.#start = end);
-      }
-      if (this.#start === this.#end) return null;
+      if (this.#start === this.#filled.length) return null;
       throw new Deno.errors.UnexpectedEof("the peer ended within a message");
     } finally {
       this.#isPending = false;
@@ -569,7 +555,7 @@ export class Reader {
     this.#begin();
     try {
       while (!this.#isEnded) {
-        this.#check(this.#end - this.#start);
+        this.#check(this.#filled.length - this.#start);
         await this.#readOn();
       }
       return this.#takeRest();
@@ -583,36 +569,48 @@ export class Reader {
     this.#isPending = true;
   }
 
-  #takeRest(): string {
-    const bytes = this.buffered;
-    this.#check(bytes.length);
-    this.#start = this.#end;
-    return decoder.decode(bytes);
-  }
-
   #check(length: number): void {
     if (length >= 0 && length <= this.#limit && length % 1 === 0) return;
     const most = this.#limit;
     throw new Deno.errors.InvalidData(`${length} bytes, at most ${most}`);
   }
 
+  #takeLine(lineEnd: number): string {
+    const hasReturn = this.#filled[lineEnd - 1] === 0x0d &&
+      lineEnd > this.#start;
+    const end = hasReturn ? lineEnd - 1 : lineEnd;
+    const bytes = this.#filled.subarray(this.#start, end);
+    this.#check(bytes.length);
+    this.#start = lineEnd + 1;
+    return decoder.decode(bytes);
+  }
+
+  #takeRest(): string {
+    const bytes = this.buffered;
+    this.#check(bytes.length);
+    this.#start = this.#filled.length;
+    return decoder.decode(bytes);
+  }
+
   async #readOn(): Promise<void> {
     const kept = this.buffered;
+    const isFull = this.#filled.length === this.#buffer.length;
     const isTooLarge = kept.length === 0 && this.#buffer.length > SMALL;
-    if (this.#end === this.#buffer.length || isTooLarge) {
+    if (isFull || isTooLarge) {
       // Within a message that comes fast, much at once. Before one, where a peer
-      // may stay silent, it holds little.
+      // may stay silent, a Reader holds little.
       const isFast = kept.length > 0 && this.#lastCount >= SMALL;
       const size = Math.max(isFast ? LARGE : SMALL, 2 * kept.length);
       this.#buffer = new Uint8Array(size);
       this.#buffer.set(kept);
+      this.#filled = this.#buffer.subarray(0, kept.length);
       this.#start = 0;
-      this.#end = kept.length;
     }
-    const count = await this.#source.read(this.#buffer.subarray(this.#end));
+    const { length } = this.#filled;
+    const count = await this.#source.read(this.#buffer.subarray(length));
     this.#isEnded = count === null;
     this.#lastCount = count ?? 0;
-    this.#end += this.#lastCount;
+    this.#filled = this.#buffer.subarray(0, length + this.#lastCount);
   }
 }
 
@@ -672,8 +670,13 @@ const isOneOf = (names: string[], error: unknown) =>
 export function showError(error: unknown, client: Deno.NetAddr): void {
   const isGiven = error instanceof Error && GIVEN_REASONS.has(error);
   const isShort = isGiven || isOneOf(USUAL, error);
-  report(isShort ? printable(`${error}`) : error, `${format(client)} `);
+  if (unshown >= 1000) return; // Nobody reads stderr, and more would fill memory.
+  unshown++;
+  report(isShort ? printable(`${error}`) : error, `${format(client)} `)
+    .then(() => unshown--);
 }
+
+let unshown = 0; // errors that stderr has not taken yet
 
 // The command
 
@@ -857,9 +860,8 @@ async function report(error: unknown, prefix = ""): Promise<void> {
   await sendAll(Deno.stderr, `${lines}\n`).catch(() => {});
 }
 
-/** Ends a command: a line that says why, and its exit code. */
 class Failure extends Error {
-  code = 1;
+  code = 1; // that the command ends with
 }
 
 async function reportFailure(error: unknown): Promise<number> {
@@ -868,16 +870,12 @@ async function reportFailure(error: unknown): Promise<number> {
   return error.code;
 }
 
+type Texts = Record<string, string | number>; // with their defaults
 type Flags = Awaited<ReturnType<typeof readFlags>>;
 
-/** Reads the command line: texts, with their defaults, and switches. */
-async function readFlags(
-  args: string[],
-  texts: Record<string, string | number>,
-  switches: string[],
-) {
-  // Only here, so that a program that imports this script needs no JSR. In full: a
-  // script that runs alone has no deno.json to look a name up in.
+async function readFlags(args: string[], texts: Texts, switches: string[]) {
+  // Here, so that a program that imports this script needs no JSR, and in full, as
+  // a script that runs alone has no deno.json to look a name up in.
   // deno-lint-ignore no-import-prefix
   const parser = import("jsr:@std/cli@^1.0.32/parse-args");
   const { parseArgs } = await parser.catch(() => {
@@ -886,9 +884,9 @@ async function readFlags(
   });
   const wrong = (text: string) =>
     Object.assign(new Failure(`${text}; see --help`), { code: 2 });
-  // It would be on, whatever the value.
+  // It would be on, whatever the value, or the flag behind it.
   const names = switches.join("|");
-  const valued = RegExp(`^(--(${names})(?==)|-[qh]+(?=[^a-zA-Z]))`);
+  const valued = RegExp(`^(--(${names})(?==)|-[qh]+(?=.*[^a-zA-Z]))`);
   const [found] = args.flatMap((arg) => valued.exec(arg)?.[0] ?? []);
   if (found) throw wrong(`${found} takes no value`);
   const unexpected: unknown[] = [];
