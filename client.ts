@@ -65,17 +65,15 @@ async function sendAll(writer: Pick<Deno.Conn, "write">, text: string) {
 }
 
 /** Gives the steps a signal that is aborted when their time, in ms, is up. */
-async function withinTime<T>(
+async function withinTime(
   timeout: number,
-  steps: (timeIsUp: AbortSignal) => Promise<T>,
-): Promise<T> {
+  steps: (timeIsUp: AbortSignal) => Promise<string>,
+): Promise<string> {
   const cut = new AbortController();
   const cutOff = () =>
     cut.abort(new DOMException("time is up", "TimeoutError"));
-  let timer = setTimeout(() => {
-    // After a standstill (Ctrl-Z, a paused container), what has come is read first.
-    timer = setTimeout(cutOff, 50);
-  }, timeout);
+  // After a standstill (Ctrl-Z, a paused container), what has come is read first.
+  let timer = setTimeout(() => void (timer = setTimeout(cutOff, 50)), timeout);
   try {
     return await steps(cut.signal);
   } catch (error) {
@@ -172,60 +170,50 @@ async function print(line: string): Promise<void> {
 /** Has the exchange. Until it is connected, tries again for `--wait`. */
 async function run(flags: Flags): Promise<void> {
   const most = 2_147_483; // seconds, as far as a timer goes
+  const wait = 1000 * flags.number("wait", "number", 0, most);
+  const waitEnds = performance.now() + wait;
+  const quiet = flags.isOn("quiet");
+  let part: Uint8Array | undefined; // of the greeting, once it is connected
   const options = {
     hostname: flags.host(),
     port: flags.number("port", "whole number", 1, 65_535),
     reply: flags.text("reply"),
     timeout: 1000 * flags.number("timeout", "number", 0.001, most),
-  };
-  const wait = 1000 * flags.number("wait", "number", 0, most);
-  const waitEnds = performance.now() + wait;
-  const quiet = flags.isOn("quiet");
-  let isConnected = false;
-  let part = new Uint8Array(); // of a greeting that has not ended
-  const callbacks: ExchangeOptions = {
-    onConnect: async (server) => {
-      isConnected = true;
+    onConnect: async (server: Deno.NetAddr) => {
+      part = new Uint8Array();
       if (!quiet) await print(`Connected to ${format(server)}`);
     },
-    onRead: (read) => part = read.slice(),
-    onGreeting: async (greeting) => {
+    onRead: (read: Uint8Array) => part = read,
+    onGreeting: async (greeting: string) => {
       part = new Uint8Array();
       await print(`${quiet ? "" : "Greeting: "}${shown(greeting)}`);
     },
   };
   for (;;) {
     try {
-      await exchange({ ...options, ...callbacks });
+      await exchange(options);
       if (!quiet) await print(`Replied: ${shown(options.reply)}`);
       return;
     } catch (error) {
       if (error instanceof Failure) throw error; // It could not print.
       // Without the permission, or with wrong arguments, no other try helps.
       const final = [Deno.errors.NotCapable, TypeError, RangeError, URIError];
-      const isFinal = final.some((type) => error instanceof type);
-      if (isConnected || isFinal || performance.now() >= waitEnds) {
-        const server = format(options);
-        throw new Failure(explain(error as Error, server, isConnected, part));
+      const isFinal = part || final.some((type) => error instanceof type);
+      if (isFinal || performance.now() >= waitEnds) {
+        throw new Failure(explain(error as Error, format(options), part));
       }
     }
     await new Promise((resolve) => setTimeout(resolve, 100));
   }
 }
 
-/** Says what kept it from connecting, or what ended the exchange. */
-function explain(
-  error: Error,
-  server: string,
-  isConnected: boolean,
-  part: Uint8Array,
-): string {
-  if (error instanceof DOMException && part.length > 0) {
-    const text = shown(decoder.decode(part));
-    return `the greeting of ${server} has not ended: it ends when the server closes, or half-closes; so far it is: ${text}`;
-  }
+/** Says what kept it from connecting or, with a `part`, what ended the exchange. */
+function explain(error: Error, server: string, part?: Uint8Array): string {
   if (error instanceof DOMException) {
-    return `${server} took too long; give it more time with --timeout SECONDS`;
+    const text = shown(decoder.decode(part));
+    return text
+      ? `the greeting of ${server} has not ended: it ends when the server closes, or half-closes; so far it is: ${text}`
+      : `${server} took too long; give it more time with --timeout SECONDS`;
   }
   const isHere = /^(127\.|\[::1\]|localhost:)/.test(server);
   const hint = isHere
@@ -241,7 +229,7 @@ function explain(
     case "InvalidData":
       return `${server} sent a greeting longer than ${MOST} bytes`;
   }
-  if (!isConnected) return `cannot reach ${server}: ${error.message}`;
+  if (!part) return `cannot reach ${server}: ${error.message}`;
   // Without a code of the system, it is a mistake of this script.
   return "code" in error
     ? `${server} reset the connection`
