@@ -11,9 +11,8 @@
  */
 
 /**
- * The exchange with the server, steps 2 to 6.
+ * The exchange with the server, steps 2 to 6. Resolves to the greeting.
  *
- * @returns The greeting.
  * @throws {DOMException} Named `TimeoutError`, if the time was up.
  * @throws {Deno.errors.UnexpectedEof} If the server ended without a greeting.
  * @throws {Deno.errors.InvalidData} If the greeting is longer than 65,536 bytes.
@@ -139,9 +138,7 @@ usage: deno run --allow-net client.ts [flags]
   --timeout SECONDS  for the whole exchange (${DEFAULTS.timeout / 1000})
   --wait SECONDS     for trying again to connect (0)
   --quiet, -q        print only what comes from the server (off)
-  --help, -h         show this help (off)
-
-example: deno run --allow-net client.ts --port 9000 --reply "Hello, server"`;
+  --help, -h         show this help (off)`;
 
 /** Runs the command. Gives 0 for success, 1 for failure, 2 for wrong flags. */
 export async function main(args: string[]): Promise<number> {

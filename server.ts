@@ -236,10 +236,8 @@ class TcpServer<C extends Deno.Conn<Deno.NetAddr>> implements Server {
   /** Goes on, stops, or says that no client can be accepted, and pauses. */
   async #onAcceptError(error: unknown): Promise<void> {
     if (isOneOf(CLIENT_IS_LOST, error)) return;
-    if (isOneOf(["BadResource"], error)) { // Its owner has closed the listener.
-      this.shutdown(); // `finished` waits for it.
-      return;
-    }
+    // The owner of the listener has closed it.
+    if (isOneOf(["BadResource"], error)) return void this.shutdown();
     if (performance.now() - this.#lastComplaint >= 60_000) {
       this.#lastComplaint = performance.now();
       const what = "no client can be accepted for now, still trying";
@@ -692,9 +690,7 @@ usage: deno run --allow-net server.ts [flags]
   --max-clients N    clients served at once; further ones wait (${DEFAULTS.maxClients})
   --once             serve one client, then end (off)
   --quiet, -q        no line per client (off)
-  --help, -h         show this help (off)
-
-example: deno run --allow-net server.ts --port 9000 --greeting "Hello, client"`;
+  --help, -h         show this help (off)`;
 
 /** Runs the command. Gives 0 for success, 1 for failure, 2 for wrong flags. */
 export async function main(args: string[]): Promise<number> {
@@ -717,12 +713,11 @@ export async function main(args: string[]): Promise<number> {
 
 /** Serves until a stop signal, or with `--once` one client. Gives the exit code. */
 async function run(flags: Flags, out: LineWriter): Promise<number> {
-  const most = Number.MAX_SAFE_INTEGER;
   const options = {
     hostname: flags.host(),
     port: flags.number("port", "whole number", 0, 65_535),
     timeout: 1000 * flags.number("timeout", "number", 0.001, 2_147_483),
-    maxClients: flags.number("max-clients", "whole number", 1, most),
+    maxClients: flags.number("max-clients", "whole number", 1, 2 ** 53 - 1),
     noDelay: false, // One message needs none. It is a system call for each client.
   };
   const greeting = encoder.encode(flags.text("greeting")); // once for all clients
