@@ -535,13 +535,15 @@ export class Reader {
     this.#begin();
     try {
       this.#check(count);
-      const isShort = () => this.#filled.length - this.#start < count;
-      while (isShort() && !this.#isEnded) await this.#readOn();
-      if (!isShort()) {
-        this.#start += count;
-        return this.#filled.slice(this.#start - count, this.#start);
+      while (this.#filled.length - this.#start < count && !this.#isEnded) {
+        await this.#readOn();
       }
-      if (this.#start === this.#filled.length) return null;
+      const start = this.#start;
+      if (this.#filled.length - start >= count) {
+        this.#start += count;
+        return this.#filled.slice(start, this.#start);
+      }
+      if (this.#filled.length === start) return null;
       throw new Deno.errors.UnexpectedEof("the peer ended within a message");
     } finally {
       this.#isPending = false;
