@@ -1283,6 +1283,7 @@ const WRONG: Record<string, string> = {
   "client.ts -qh=x": "takes no value",
   "server.ts -q0": "-q takes no value",
   "client.ts -h0": "-h takes no value",
+  "server.ts --help=1": "--help takes no value",
   "server.ts --port 65536": 'a whole number from 0 to 65535, not "65536"',
   "server.ts --port 80.5": 'a whole number from 0 to 65535, not "80.5"',
   "server.ts --timeout 0": 'must be a number from 0.001 to 2147483, not "0"',
@@ -1423,7 +1424,7 @@ function onBothSides(name: string, fn: (run: Side) => unknown): void {
   const inServe: Side = async (handler, options = {}, peer = fake()) => {
     await using running = start({ ...options, handler }, [peer]);
     await running.accepted.next();
-    await running.shutdown();
+    await until("it is left", () => running.clients === 0);
     return running.errors.all.length ? running.errors.all[0]![0] : "no error";
   };
   const inWithSession: Side = (handler, options, peer = fake()) => {
@@ -1444,6 +1445,14 @@ function inTime<T>(what: string, promise: Promise<T>): Promise<T> {
   const inTime = first.finally(() => clearTimeout(timer));
   inTime.catch(nothing); // It may be awaited later.
   return inTime;
+}
+
+/** Waits a little, at the end of a test that may have failed. */
+async function soon(promise: Promise<unknown>): Promise<void> {
+  const { promise: late, resolve } = Promise.withResolvers<void>();
+  const timer = setRealTimeout(resolve, 100);
+  await Promise.race([promise.then(nothing, nothing), late]);
+  clearTimeout(timer);
 }
 
 /** Waits until it is so, two seconds at most. */
@@ -1595,7 +1604,7 @@ function start(options: Partial<ServeOptions> = {}, given?: Given[]) {
   const shutdown = (grace?: number) => inTime("the end", end(grace));
   const told = () => errors.all.map(([error]) => `${error}`);
   const own = { errors, accepted, listener, shutdown, told };
-  const dispose = () => shutdown(0);
+  const dispose = () => soon(end(0));
   return Object.assign(running, { ...own, [Symbol.asyncDispose]: dispose });
 }
 
@@ -1701,6 +1710,7 @@ function run(
   replaced.use(replace(Deno, "connect", toConnect));
   const [script, ...flags] = line.split(" ");
   const end = (script === "server.ts" ? server : client).main(flags);
+  end.catch(nothing); // It may fail in a test that has failed.
   const code = () => inTime("the command's end", end);
   const own = {
     ...{ out, err, signal, names, code },
@@ -1708,7 +1718,8 @@ function run(
   };
   const dispose = async () => {
     if (!await isSettled(end)) signal("SIGINT");
-    await code().finally(() => replaced.dispose());
+    await soon(end);
+    replaced.dispose();
   };
   return { ...own, [Symbol.asyncDispose]: dispose };
 }
