@@ -23,7 +23,7 @@ import { greet, onStopSignal, printable, Reader, sendAll } from "./server.ts";
 import { serve, showError, withSession } from "./server.ts";
 import type { ServeOptions, Session, SessionOptions } from "./server.ts";
 
-const { BadResource, BrokenPipe, ConnectionReset, Interrupted } = Deno.errors;
+const { BadResource, BrokenPipe, Interrupted } = Deno.errors;
 const { ConnectionRefused, InvalidData, UnexpectedEof } = Deno.errors;
 
 const GREETING = "你好,客戶端,我是服務器";
@@ -379,10 +379,11 @@ for (const [name, [graces, isEnded]] of Object.entries(GRACES)) {
 test("serve: `await using` waits, at the end of the block, for its clients", async () => {
   const [done, listener] = [new Events<boolean>(), listenerOf([fake()])];
   const handler = () => turn().then(() => done.push(true));
-  {
+  const block = async () => {
     await using _server = serve({ listener, handler });
     await turn();
-  }
+  };
+  await inTime("the end of the block", block());
   assertEquals(done.all, [true]);
 });
 
@@ -442,13 +443,6 @@ test("serve: nobody waits for an onError, and what it throws is shown with its s
   const isShown = (line: string) => line === "Error: of onError \\u001b";
   assertEquals(stderr.all.filter(isShown).length, 2);
   assert(stderr.all.some((line) => line.startsWith("    at ")));
-});
-
-test("serve: without an onError, showError shows it", async () => {
-  using stderr = capture("stderr");
-  const handler = () => fail(new ConnectionReset("gone"));
-  await using _ = serve({ listener: listenerOf([fake()]), handler });
-  assertEquals(await stderr.next(), "127.0.0.1:7 ConnectionReset: gone");
 });
 
 // withSession
@@ -703,6 +697,9 @@ for (const [method, call] of Object.entries(CALLS)) {
       await assertRejects(() => tooLong, InvalidData, `at most ${most}`);
       assert(source.left() > 800_000, "it reads on and on");
     }
+    const later = new Reader(reads("123456789\n", LARGEST.slice(0, 10)), 10);
+    await later.readLine();
+    assertEquals(await call(later, 10), "x".repeat(10)); // Each has its own.
     const large = call(new Reader(bytesOf(99_999), Infinity), 99_999);
     assertEquals(await large, "x".repeat(99_999));
   });
@@ -882,13 +879,14 @@ test("showError: where nobody reads, 1,000 errors wait, and further ones are los
 });
 
 for (const by of ["session.end", "the signal"]) {
-  test(`showError: a reason that was given for an early end is one line (${by})`, async () => {
+  test(`showError: it is onError's default; a given reason is one line (${by})`, async () => {
     using stderr = capture("stderr");
     const { signal, abort } = controlled();
     const handler: Handler = (_, session) =>
       by === "the signal" ? abort(ENOUGH) : session.end(ENOUGH);
-    await using _ = serve({ listener: listenerOf([fake()]), signal, handler });
+    const running = serve({ listener: listenerOf([fake()]), signal, handler });
     await turn();
+    await inTime("the end", running.shutdown());
     assertEquals(stderr.all, ["127.0.0.1:7 Error: enough"]);
   });
 }
@@ -963,6 +961,12 @@ for (let steps = 0; steps < 8; steps++) {
     assertEquals(command.out.all.at(-1), "Served 1 client");
   });
 }
+
+test("server.ts: a mistake of its own is thrown, with its stack", async () => {
+  await using command = run("server.ts", []);
+  using _ = replace(Deno, "addSignalListener", () => fail(MINE));
+  await assertRejects(() => command.code(), TypeError, "mine");
+});
 
 /** A command that listens, and whose lines nobody reads until `reader` resolves. */
 async function stalled(line: string, ...peers: Deno.TcpConn[]) {
@@ -1072,7 +1076,8 @@ test("exchange: by default with 127.0.0.1:8888, for 10 s, with its reply", async
     asked.push(options.hostname, options.port);
     return Promise.resolve(fake({ ...reads(...pieces), write }));
   });
-  assertEquals(await exchange(), TEXT); // which came byte by byte
+  const greeting = inTime("the greeting", exchange());
+  assertEquals(await greeting, TEXT); // which came byte by byte
   assertEquals(new Uint8Array(sent), encode(REPLY)); // and so did this
   assertEquals([asked, timer.delays], [["127.0.0.1", 8888], [10_000]]);
 });
@@ -1152,6 +1157,12 @@ it("client.ts: it waits for a server, and prints each line as it happens", async
   await command.line("Replied: one\\u001b\\ntwo");
   assertEquals(await rest(peer), "one\x1b\ntwo\n");
   assertEquals([await command.code(), command.err.all], [0, []]);
+});
+
+test("client.ts: by default it has 10 s", async () => {
+  using timer = timers();
+  const { code } = await outcomeOf("client.ts", [fake(reads("hi"))]);
+  assertEquals([code, timer.delays], [0, [10_000]]);
 });
 
 const FINAL = [Deno.errors.NotCapable, TypeError, RangeError, URIError];
@@ -1247,7 +1258,7 @@ for (const [line, after] of PRINTING) {
 const A = "[::1]:65535";
 const REFUSALS: [script: string, name: string, line: string][] = [
   ["server.ts", "AddrInUse", `${A} is in use; choose another port with --port`],
-  ["server.ts", "PermissionDenied", `listening on ${A}; choose a port fr`],
+  ["server.ts", "PermissionDenied", `on ${A}; choose a port from 1024`],
   ["server.ts", "AddrNotAvailable", `${A} is not an address of this machine;`],
   ["server.ts", "NotCapable", `listen on ${A}; run with --allow-net=${A}`],
   ["server.ts", "TimedOut", `cannot listen on ${A}: no`],
@@ -1284,6 +1295,7 @@ const WRONG: Record<string, string> = {
   "server.ts -q0": "-q takes no value",
   "client.ts -h0": "-h takes no value",
   "server.ts --help=1": "--help takes no value",
+  "client.ts --help=1": "--help takes no value",
   "server.ts --port 65536": 'a whole number from 0 to 65535, not "65536"',
   "server.ts --port 80.5": 'a whole number from 0 to 65535, not "80.5"',
   "server.ts --timeout 0": 'must be a number from 0.001 to 2147483, not "0"',
@@ -1400,7 +1412,7 @@ function test(name: string, fn: () => unknown, ignore = false): void {
   const guarded = async () => {
     const { errors, timers } = leftovers = { errors: [], timers: [] };
     try {
-      await fn();
+      await inTime("its end", Promise.try(fn), 10_000);
     } finally {
       await turn();
       for (const timer of timers) clearTimeout(timer as number);
@@ -1436,10 +1448,14 @@ function onBothSides(name: string, fn: (run: Side) => unknown): void {
 }
 
 /** Gives what the promise gives, within two seconds. */
-function inTime<T>(what: string, promise: Promise<T>): Promise<T> {
+function inTime<T>(
+  what: string,
+  promise: Promise<T>,
+  most = 2_000,
+): Promise<T> {
   const { promise: late, reject } = Promise.withResolvers<never>();
-  const fails = () => reject(new Error(`waited 2 s for ${what}`));
-  const timer = setRealTimeout(fails, 2_000);
+  const fails = () => reject(new Error(`waited ${most} ms for ${what}`));
+  const timer = setRealTimeout(fails, most);
   leftovers.timers.push(timer);
   const first = Promise.race([promise, late]);
   const inTime = first.finally(() => clearTimeout(timer));
@@ -1447,12 +1463,12 @@ function inTime<T>(what: string, promise: Promise<T>): Promise<T> {
   return inTime;
 }
 
-/** Waits a little, at the end of a test that may have failed. */
-async function soon(promise: Promise<unknown>): Promise<void> {
-  const { promise: late, resolve } = Promise.withResolvers<void>();
-  const timer = setRealTimeout(resolve, 100);
-  await Promise.race([promise.then(nothing, nothing), late]);
-  clearTimeout(timer);
+/** Whether it settles within so many milliseconds, or in the next turn. */
+async function isSettled(promise: Promise<unknown>, most = 0) {
+  const { promise: late, resolve } = Promise.withResolvers<boolean>();
+  const timer = setRealTimeout(resolve, most, false);
+  const settled = promise.then(() => true, () => true);
+  return await Promise.race([settled, late]).finally(() => clearTimeout(timer));
 }
 
 /** Waits until it is so, two seconds at most. */
@@ -1604,7 +1620,8 @@ function start(options: Partial<ServeOptions> = {}, given?: Given[]) {
   const shutdown = (grace?: number) => inTime("the end", end(grace));
   const told = () => errors.all.map(([error]) => `${error}`);
   const own = { errors, accepted, listener, shutdown, told };
-  const dispose = () => soon(end(0));
+  // It does not fail: that is for the tests of the end.
+  const dispose = async () => void await isSettled(end(0), 100);
   return Object.assign(running, { ...own, [Symbol.asyncDispose]: dispose });
 }
 
@@ -1718,7 +1735,7 @@ function run(
   };
   const dispose = async () => {
     if (!await isSettled(end)) signal("SIGINT");
-    await soon(end);
+    await isSettled(end, 100);
     replaced.dispose();
   };
   return { ...own, [Symbol.asyncDispose]: dispose };
@@ -1762,12 +1779,6 @@ const send = (peer: Deno.TcpConn, text: string) =>
 const end = (peer: Deno.TcpConn, text = "") =>
   send(peer, text).then(() => peer.closeWrite());
 
-/** Whether it is settled in the next turn of the event loop. */
-function isSettled(promise: Promise<unknown>): Promise<boolean> {
-  const late = turn().then(() => false);
-  return Promise.race([promise.then(() => true, () => true), late]);
-}
-
 /** What the promise rejects with. */
 function errorOf(promise: Promise<unknown>): Promise<unknown> {
   const isFine = () => fail(new Error("there was no error"));
@@ -1794,21 +1805,16 @@ async function hang(options?: Deno.ConnectOptions): Promise<never> {
 function fail(error: unknown): never {
   throw error;
 }
-
 function encode(text: string) {
   return new TextEncoder().encode(text);
 }
-
 function nothing(): void {}
-
 function readOne(peer: Deno.Conn): Promise<number | null> {
   return peer.read(new Uint8Array(1));
 }
-
 function address(port: number): Deno.NetAddr {
   return { transport: "tcp", hostname: "127.0.0.1", port };
 }
-
 const turn = () => new Promise<void>((resolve) => setRealTimeout(resolve, 0));
 const fakes = (length: number) => Array.from({ length }, () => fake());
 const refuse = () => Promise.reject(new ConnectionRefused("no"));
