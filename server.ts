@@ -177,13 +177,9 @@ class TcpServer<C extends Deno.Conn<Deno.NetAddr>> implements Server {
     this.#maxClients = options.maxClients ?? DEFAULTS.maxClients;
     checkHandler(options.handler);
     checkTimeout(this.#timeout);
-    const isWhole = Number.isInteger(this.#maxClients);
-    if (
-      !(this.#maxClients >= 1 && (isWhole || this.#maxClients === Infinity))
-    ) {
-      throw new RangeError(
-        `maxClients is no whole number: ${this.#maxClients}`,
-      );
+    const most = this.#maxClients;
+    if (!(most >= 1 && (Number.isInteger(most) || most === Infinity))) {
+      throw new RangeError(`maxClients is no whole number from 1: ${most}`);
     }
     options.signal?.throwIfAborted();
     // 1. Listen. The kernel keeps clients in the backlog until they are accepted.
