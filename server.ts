@@ -98,7 +98,8 @@ export interface ServeOptions<C extends Deno.Conn<Deno.NetAddr> = Deno.TcpConn>
   handler: (connection: NoInfer<C>, session: Session) => unknown;
   /**
    * Called, after the close, with what a handler throws, as it is, or the reason of
-   * an early end: {@linkcode showError} by default. It is not waited for.
+   * an early end: {@linkcode showError} by default. It is not waited for, and what
+   * it throws is shown on stderr.
    */
   onError?: (error: unknown, client: Deno.NetAddr) => unknown;
   /** Where to listen: 127.0.0.1 by default, which only this machine reaches. */
@@ -658,6 +659,8 @@ const isOneOf = (names: string[], error: unknown) =>
   error instanceof Error && (names.includes(error.name) ||
     "code" in error && names.includes(`${error.code}`));
 
+let unshown = 0; // errors that stderr has not taken yet
+
 /**
  * The default of `onError`: shows an error on stderr, after the client's address. One
  * line is what can happen on any connection, such as a reset or the time that is up,
@@ -671,8 +674,6 @@ export function showError(error: unknown, client: Deno.NetAddr): void {
   report(isShort ? printable(`${error}`) : error, `${format(client)} `)
     .then(() => unshown--);
 }
-
-let unshown = 0; // errors that stderr has not taken yet
 
 // The command
 
