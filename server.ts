@@ -1,58 +1,65 @@
 #!/usr/bin/env -S deno run --allow-net
 /**
  * A TCP server: it sends each client a greeting, reads the client's reply, and
- * closes. As a command: `deno run --allow-net server.ts`. Where its steps stand:
+ * closes. As a command: `deno run --allow-net server.ts`.
  *
- * - 1 listen, 2 accept: {@linkcode serve}, in the class `TcpServer`
- * - 3 greet, 4 half-close, 5 read the reply: {@linkcode greet}
- * - 6 close: the method `run` of the class `TimedSession`, around any handler
- *
- * As a library, for both sides of a protocol of your own in place of steps 3 to 5:
+ * As a library, for both sides of a protocol of your own:
  *
  * ```ts
- * import { Reader, sendAll, serve, withSession } from "./server.ts";
+ * import { Peer, serve } from "./server.ts";
  *
  * serve({ // a server that sends each line back
  *   port: 9000,
- *   handler: async (connection, session) => {
- *     for await (const line of new Reader(connection)) {
- *       await sendAll(connection, `${line}\n`);
- *       session.renew(); // The next line has its own ten seconds.
- *     }
+ *   handler: async (client) => {
+ *     for await (const line of client) await client.send(`${line}\n`);
  *   },
  * });
- * const connection = await Deno.connect({ port: 9000 });
- * await withSession(connection, async () => { // a client of it
- *   await sendAll(connection, "hello\n");
- *   console.log(await new Reader(connection).readLine());
- * });
+ *
+ * // and a client of it
+ * await using server = new Peer(await Deno.connect({ port: 9000 }));
+ * await server.send("hello\n");
+ * console.log(await server.readLine());
  * ```
+ *
+ * From top to bottom:
+ *
+ * - {@linkcode greet}: steps 3 to 5, the exchange with one client
+ * - {@linkcode serve}: step 1, listen, step 2, accept, and step 6, close, around it
+ * - {@linkcode Peer}: one connection, with what is read, sent and waited for on it
+ * - {@linkcode onStopSignal} and {@linkcode showError}: what most servers need beside
+ * - {@linkcode main}: the command
  *
  * @module
  */
 
 /**
- * The exchange with one client, steps 3 to 5, on any connection. Resolves to the
- * reply, `""` if the client left without one.
+ * The exchange with one client, steps 3 to 5.
  *
- * @throws {Deno.errors.InvalidData} If the reply is longer than 65,536 bytes.
+ * ```ts
+ * import { greet, serve } from "./server.ts";
+ *
+ * serve({ handler: async (client) => console.log(await greet(client, "hello")) });
+ * ```
+ *
+ * @returns The reply, `""` if the client left without one.
+ * @throws {Deno.errors.InvalidData} If the reply is longer than the peer's `limit`.
  * @throws {Error} What else ended the connection before the reply had ended.
  */
 export async function greet(
-  connection: Deno.Conn,
+  client: Peer<Deno.Conn>,
   greeting: string | Uint8Array,
 ): Promise<string> {
   try {
-    await sendAll(connection, greeting); // 3. Greet.
+    await client.send(greeting); // 3. Greet.
     // 4. Half-close, Python's `shutdown(SHUT_WR)`. A close would shut the reply out,
     // and without either the client could not tell where the greeting ends.
-    await connection.closeWrite();
+    await client.closeWrite();
   } catch (error) {
     // A client may have replied and gone before it was greeted. Its reply is
     // whole, and still there to be read. Any other error breaks the reply off.
     if (!isOneOf(["BrokenPipe", "NotConnected"], error)) throw error;
   }
-  return await new Reader(connection).readAll(); // 5. Read the reply to its end.
+  return await client.readAll(); // 5. Read the reply to its end.
 }
 
 const DEFAULTS = {
@@ -60,74 +67,89 @@ const DEFAULTS = {
   port: 8888,
   greeting: "你好,客戶端,我是服務器",
   timeout: 10_000, // milliseconds
+  limit: 65_536, // bytes
   maxClients: 1024,
 };
 
-/** Options of {@linkcode withSession}, and of {@linkcode serve} for each client. */
-export interface SessionOptions {
+/** Options of a {@linkcode Peer}, and of {@linkcode serve} for each client. */
+export interface PeerOptions {
   /**
-   * Milliseconds for the handler, also while it works: 10,000 by default. The close
-   * comes 50 to 100 ms later. `session.renew()` starts them anew. With `Infinity`, a
-   * peer whose machine vanished stays, and counts.
+   * Milliseconds that the peer may take for each read, and to take some of what it
+   * is sent: 10,000 by default. Its end comes 50 to 100 ms later.
+   *
+   * - What the handler does meanwhile does not count, and neither does a standstill
+   *   of the program.
+   * - With `Infinity`, a peer whose machine vanished stays.
    */
-  timeout?: number;
-  /** Aborting it ends the session early; in `serve` all, and the listener. */
-  signal?: AbortSignal;
+  timeout?: number | undefined;
+  /**
+   * Bytes of a line, of `readExactly` and of `readAll`, as a peer may send any number:
+   * 65,536 by default, or `Infinity`. More are `InvalidData`.
+   */
+  limit?: number | undefined;
+  /** Aborting it ends the peer with its reason; in `serve` all, and the listener. */
+  signal?: AbortSignal | undefined;
   /**
    * Turns off Nagle's algorithm, which holds small writes back: true by default. Over
-   * TLS it stays on: send a message in one write, as two took 88 ms there and back.
+   * TLS it stays on: send a message in one call, as two took 88 ms there and back.
    */
-  noDelay?: boolean;
+  noDelay?: boolean | undefined;
 }
 
+/** What a listener accepts; without one, a `Deno.TcpConn`. */
+export type ConnectionOf<L> = L extends Deno.Listener
+  ? Awaited<ReturnType<L["accept"]>>
+  : Deno.TcpConn;
+
+/** The address of a listener; without one, a `Deno.NetAddr`. */
+export type AddressOf<L> = L extends Deno.Listener ? L["addr"] : Deno.NetAddr;
+
 /** Options of {@linkcode serve}. */
-export interface ServeOptions<C extends Deno.Conn<Deno.NetAddr> = Deno.TcpConn>
-  extends SessionOptions {
+export interface ServeOptions<L extends Deno.Listener | undefined = undefined>
+  extends PeerOptions {
   /**
-   * All that is done on a connection, which is closed when it has settled.
+   * All that is done with a client, whose connection is closed when it has settled.
    *
-   * - Await, or stop, all that it starts: what is left meets a closed connection,
-   *   and an error that nobody awaits ends the program.
-   * - Before you return, read to the end, or half-close and read on: a close with
-   *   unread input resets the connection, and can cost what was sent last. Read with
-   *   {@linkcode Reader}: `connection.readable` closes all at its end.
-   * - An early end makes pending reads and writes reject. For what else is awaited
-   *   there is `session.signal`. A handler that goes on all the same counts.
-   * - It must await neither `finished` nor `shutdown()`.
+   * - Await, or stop, all that it starts: what is left meets a closed connection.
+   * - A shutdown calls `client.stop()`: the loops of lines and of `hasMore` end.
+   * - It must await neither `finished` nor `shutdown()`, as these wait for it.
    */
-  handler: (connection: NoInfer<C>, session: Session) => unknown;
+  handler: (client: Peer<ConnectionOf<NoInfer<L>>>) => unknown;
   /**
-   * Called, after the close, with what a handler throws, as it is, or the reason of
-   * an early end: {@linkcode showError} by default. It is not waited for, and what
-   * it throws is shown on stderr.
+   * Called, after the close, with what a handler throws, or the reason of an early
+   * end, or why a send failed that nobody awaited: {@linkcode showError} by default.
+   * It is not waited for, and what it throws is shown on stderr.
    */
-  onError?: (error: unknown, client: Deno.NetAddr) => unknown;
+  onError?:
+    | ((error: unknown, client: Peer<ConnectionOf<NoInfer<L>>>) => unknown)
+    | undefined;
   /** Where to listen: 127.0.0.1 by default, which only this machine reaches. */
-  hostname?: string;
+  hostname?: string | undefined;
   /** The port to listen on, 8888 by default; 0 picks a free one. */
-  port?: number;
+  port?: number | undefined;
   /**
    * Where to accept instead, such as what `Deno.listenTls` gives. The server closes
    * it, also where `serve` throws. If you close it, that is a shutdown.
    */
-  listener?: Deno.Listener<C, Deno.NetAddr>;
+  listener?: L | undefined;
   /** Clients served at once, 1024 by default, or `Infinity`. Others wait. */
-  maxClients?: number;
+  maxClients?: number | undefined;
 }
 
 /** A running server. `await using` shuts it down at the end of the block. */
-export interface Server extends AsyncDisposable {
+export interface Server<A extends Deno.Addr = Deno.NetAddr>
+  extends AsyncDisposable {
   /** The address that the server listens on. */
-  readonly addr: Deno.NetAddr;
-  /** How many clients are being served. */
+  readonly addr: A;
+  /** How many clients are being served. A client counts until its close. */
   readonly clients: number;
-  /** Resolves after a shutdown or abort, when all handlers have settled. */
+  /** Resolves after a shutdown or abort, when all clients are closed. */
   readonly finished: Promise<void>;
   /**
-   * Accepts no more, resets who waits in the kernel's queue, and resolves with
-   * `finished`. It tells no handler (an `AbortController` of your own does), and
-   * waits for the whole time of each. Who is left after `grace` milliseconds is
-   * ended, with a `DOMException` named `AbortError`. A later call can still say so.
+   * Accepts no more, resets who waits in the kernel's queue, calls `stop()` of each
+   * client, and resolves with `finished`. Who is left after `grace` milliseconds is
+   * ended, with a `DOMException` named `AbortError`; without it, all are waited for.
+   * A later call can still say so.
    */
   shutdown(grace?: number): Promise<void>;
 }
@@ -136,19 +158,19 @@ export interface Server extends AsyncDisposable {
  * Starts a server, and returns at once.
  *
  * ```ts
- * import { sendAll, serve } from "./server.ts";
+ * import { serve } from "./server.ts";
  *
- * const server = serve({ handler: (client) => sendAll(client, `${Date()}\n`) });
+ * const server = serve({ handler: (client) => client.send(`${Date()}\n`) });
  * console.log(`Listening on port ${server.addr.port}`);
  * ```
  *
  * @throws {TypeError} If `handler` is no function.
- * @throws {RangeError} If `timeout` or `maxClients` is out of its range.
+ * @throws {RangeError} If `timeout`, `limit` or `maxClients` is out of its range.
  * @throws {Error} What `Deno.listen` throws, or the reason of an aborted `signal`.
  */
-export function serve<C extends Deno.Conn<Deno.NetAddr> = Deno.TcpConn>(
-  options: ServeOptions<C>,
-): Server {
+export function serve<L extends Deno.Listener | undefined = undefined>(
+  options: ServeOptions<L>,
+): Server<AddressOf<L>> {
   try {
     return new TcpServer(options);
   } catch (error) {
@@ -157,66 +179,70 @@ export function serve<C extends Deno.Conn<Deno.NetAddr> = Deno.TcpConn>(
   }
 }
 
-class TcpServer<C extends Deno.Conn<Deno.NetAddr>> implements Server {
-  readonly addr: Deno.NetAddr;
+class TcpServer<L extends Deno.Listener | undefined>
+  implements Server<AddressOf<L>> {
+  readonly addr: AddressOf<L>;
   readonly finished: Promise<void>;
-  readonly #options: ServeOptions<C>;
-  readonly #timeout: number;
+  readonly #options: ServeOptions<L>;
+  readonly #peerOptions: PeerOptions;
   readonly #maxClients: number;
-  readonly #listener: Deno.Listener<C, Deno.NetAddr>;
-  readonly #sessions: TimedSession[] = []; // of handlers that have not settled
-  #timekeeper: ReturnType<typeof keepTime> | undefined; // set while there are any
+  readonly #listener: Deno.Listener;
+  // Until their close. A `Set` keeps those who left alive, until its table is
+  // collected: a busy server's CPU shows it.
+  readonly #clients: (Peer<Deno.Conn> | undefined)[] = [];
+  readonly #freePlaces: number[] = []; // among them
   #accepted = 0; // clients since the start
   #isStopping = false; // set by `shutdown`, for good
   #tellThatOneLeft = () => {}; // ends the wait of `#untilOneLeaves`
   #lastComplaint = -Infinity; // when accepting was last said to fail
 
-  constructor(options: ServeOptions<C>) {
+  constructor(options: ServeOptions<L>) {
     const { hostname = DEFAULTS.hostname, port = DEFAULTS.port } = options;
-    this.#options = options;
-    this.#timeout = options.timeout ?? DEFAULTS.timeout;
-    this.#maxClients = options.maxClients ?? DEFAULTS.maxClients;
-    checkHandler(options.handler);
-    checkTimeout(this.#timeout);
-    const most = this.#maxClients;
-    if (!(most >= 1 && (Number.isInteger(most) || most === Infinity))) {
-      throw new RangeError(`maxClients is no whole number from 1: ${most}`);
+    const { handler, maxClients = DEFAULTS.maxClients, signal } = options;
+    if (typeof handler !== "function") {
+      throw new TypeError(`handler is no function: ${handler}`);
     }
-    options.signal?.throwIfAborted();
+    if (!isCount(maxClients)) {
+      throw new RangeError(
+        `maxClients is no whole number from 1: ${maxClients}`,
+      );
+    }
+    this.#peerOptions = {
+      timeout: checkedTimeout(options.timeout),
+      limit: checkedLimit(options.limit),
+      noDelay: options.noDelay,
+    };
+    signal?.throwIfAborted();
+    this.#options = options;
+    this.#maxClients = maxClients;
     // 1. Listen. The kernel keeps clients in the backlog until they are accepted.
     // Deno's default of 511 overflows in a burst, which costs each client that
     // did not fit a second.
     const address = { hostname, port, tcpBacklog: 4096 };
-    this.#listener = options.listener ??
-      Deno.listen(address) as Deno.Listener<never, Deno.NetAddr>;
-    this.addr = this.#listener.addr;
-    options.signal?.addEventListener("abort", this.#abort);
+    this.#listener = options.listener ?? Deno.listen(address);
+    this.addr = this.#listener.addr as AddressOf<L>;
+    signal?.addEventListener("abort", this.#abort); // one, not one a client
     this.finished = this.#acceptAll();
   }
 
   get clients(): number {
-    return this.#sessions.length;
+    return this.#clients.length - this.#freePlaces.length;
   }
 
   async #acceptAll(): Promise<void> {
     while (!this.#isStopping) {
-      // No room: further clients wait in the kernel's queue. None is refused.
       if (this.clients >= this.#maxClients) {
-        await this.#untilOneLeaves();
+        await this.#untilOneLeaves(); // Further ones wait in the kernel's queue.
         continue;
       }
       try {
         const connection = await this.#listener.accept(); // 2. Accept.
-        // Deno learns only in a turn of its event loop that a fresh connection can
-        // be written to, and while it accepts others such turns are rare: of
-        // thousands of clients, some would wait for a second. A write of nothing
-        // ends with that turn. Over TLS it would wait for the peer's handshake.
-        if (++this.#accepted % 32 === 0 && isTcp(connection)) {
-          await connection.write(new Uint8Array(0)).catch(() => {}); // met again
-        }
+        const isLost = ++this.#accepted % 32 === 0 &&
+          await isLostEarly(connection);
+        // Where it is stopping, it came at the last moment.
+        if (isLost || this.#isStopping) connection[Symbol.dispose]();
         // Not awaited, or one client would hold up the next. Never rejects.
-        if (!this.#isStopping) this.#serve(connection);
-        else connection.close(); // It came at the last moment.
+        else this.#serve(new Peer(connection, this.#peerOptions));
       } catch (error) {
         if (!this.#isStopping) await this.#onAcceptError(error);
       }
@@ -232,54 +258,60 @@ class TcpServer<C extends Deno.Conn<Deno.NetAddr>> implements Server {
 
   /** Goes on, stops, or says that no client can be accepted, and pauses. */
   async #onAcceptError(error: unknown): Promise<void> {
-    if (isOneOf(CLIENT_IS_LOST, error)) return;
+    if (isOneOf(ONE_IS_LOST, error)) return;
     // The owner of the listener has closed it.
     if (isOneOf(["BadResource"], error)) return void this.shutdown();
     if (performance.now() - this.#lastComplaint >= 60_000) {
       this.#lastComplaint = performance.now();
-      const what = "no client can be accepted for now, still trying";
-      const why = error instanceof Error ? error.message : error;
-      report(`error: ${what}: ${why}`); // Not awaited: stderr may be stalled.
+      const what = "error: no client can be accepted for now, still trying: ";
+      const isShort = isOneOf(RESOURCES_ARE_SHORT, error);
+      // Not awaited: stderr may be stalled.
+      report(isShort ? (error as Error).message : error, what);
     }
     await new Promise((resolve) => setTimeout(resolve, 100));
   }
 
   /** Serves one client, from its acceptance to its close. Never rejects. */
-  async #serve(connection: C): Promise<void> {
-    const { handler, noDelay, onError = showError } = this.#options;
-    const session = new TimedSession(connection, this.#timeout);
-    session.index = this.#sessions.push(session) - 1;
-    this.#timekeeper ??= keepTime(this.#sessions);
+  async #serve(peer: Peer<Deno.Conn>): Promise<void> {
+    const client = peer as Peer<ConnectionOf<L>>;
+    const { handler, onError = showError } = this.#options;
+    const place = this.#freePlaces.pop() ?? this.#clients.length;
+    this.#clients[place] = peer;
+    let failure: { error: unknown } | undefined; // the first, which says why
     try {
-      await session.run(handler, noDelay); // 3 to 5. Run the handler. 6. Close.
+      await handler(client); // 3 to 5.
     } catch (error) {
+      failure = { error: isCut(client, error) ? client.signal.reason : error };
+    }
+    try {
+      await client[Symbol.asyncDispose](); // 6. Close, on every path.
+    } catch (error) {
+      failure ??= { error };
+    }
+    if (failure) {
       // Not awaited: it may return `finished`, which waits for this client.
-      Promise.try(onError, error, connection.remoteAddr).catch(report);
+      Promise.try(onError, failure.error, client).catch(report);
     }
-    // The last one takes its place. A `Set` costs a busy server a tenth more.
-    const last = this.#sessions.pop()!;
-    if (last !== session) this.#sessions[last.index = session.index] = last;
-    if (this.clients === 0) {
-      clearInterval(this.#timekeeper);
-      this.#timekeeper = undefined;
-    }
+    this.#clients[place] = undefined;
+    this.#freePlaces.push(place);
     this.#tellThatOneLeft();
   }
 
   // A field, so that it can be passed on as it is.
-  readonly shutdown = (grace?: number): Promise<void> => {
+  readonly shutdown = (grace: number = Infinity): Promise<void> => {
     this.#isStopping = true;
     // Makes a pending accept reject. Not `close()`: a second call does nothing.
     this.#listener[Symbol.dispose]();
-    // Where it is passed on, it may be given an event. A longer timer fires at once.
-    if (typeof grace === "number" && grace < 2 ** 31) {
+    for (const client of this.#clients) client?.stop();
+    if (grace < 2 ** 31) { // A longer timer fires at once.
       const reason = new DOMException("the server shuts down", "AbortError");
-      const timer = setTimeout(() => this.#endAll(reason), grace);
+      const endAll = () => this.#endAll(reason);
+      const timer = setTimeout(endAll, Math.max(0, grace));
       this.finished.then(() => clearTimeout(timer)); // never rejects
     }
     return this.finished;
   };
-  readonly [Symbol.asyncDispose] = this.shutdown;
+  readonly [Symbol.asyncDispose] = (): Promise<void> => this.shutdown();
 
   readonly #abort = (): void => {
     this.shutdown(); // `finished` waits for it.
@@ -287,329 +319,709 @@ class TcpServer<C extends Deno.Conn<Deno.NetAddr>> implements Server {
   };
 
   #endAll(reason: unknown): void {
-    for (const session of this.#sessions) session.end(reason);
+    for (const client of this.#clients) client?.end(reason);
   }
+}
+
+/** By class or code: where accepting meets these, only one client is lost. */
+const ONE_IS_LOST = [
+  ...["ConnectionReset", "ConnectionAborted", "NotConnected"],
+  ...["ECONNRESET", "ECONNABORTED", "ENOTCONN"],
+];
+/** And where it meets these, the machine lacks descriptors, or memory. */
+const RESOURCES_ARE_SHORT = ["EMFILE", "ENFILE", "ENOBUFS", "ENOMEM"];
+
+/**
+ * Waits until a fresh client can be written to. Gives whether it is lost already.
+ *
+ * Deno learns only in a turn of its event loop that a connection can be written to,
+ * and while it accepts others such turns are rare: of thousands of clients, some
+ * would wait for a second. A write of nothing ends with that turn. Over TLS it would
+ * wait for the peer's handshake.
+ */
+async function isLostEarly(connection: Deno.Conn): Promise<boolean> {
+  if (!isTcp(connection)) return false;
+  // The write has taken the error from the socket: no handler would meet it.
+  const isLost = connection.write(new Uint8Array(0)).then(
+    () => false,
+    () => true,
+  );
+  return await isLost;
 }
 
 const isTcp = (connection: Deno.Conn): connection is Deno.TcpConn =>
-  "setNoDelay" in connection; // not TLS
+  "setNoDelay" in connection; // not TLS, not Unix
 
-/** The time of a connection, and its early end. Each handler is given one. */
-export interface Session {
-  /**
-   * Starts the time anew: that of the option, or other milliseconds until the next
-   * call. So `renew()` undoes `renew(400)` and `renew(Infinity)`. Throws a
-   * `RangeError` if they are no number above 0.
-   */
-  renew(timeout?: number): void;
-  /**
-   * Closes early. The reason is what `onError` gets, or `withSession` rejects with.
-   * To the peer it looks like any other end: a message must say itself where it
-   * ends, by a line end or a length. Does nothing after the end.
-   */
-  end(reason: unknown): void;
-  /**
-   * Aborted at any early end, with its reason: for what else is awaited. A peer that
-   * leaves does not abort it: that shows in a read.
-   */
-  readonly signal: AbortSignal;
-}
+/** Whether the error comes from the early end of a peer. */
+const isCut = ({ signal }: Peer<Deno.Conn>, error: unknown): boolean =>
+  signal.aborted &&
+  isOneOf(["BadResource", "Interrupted", "AbortError"], error);
 
-/**
- * Runs a handler, with the rules of {@linkcode ServeOptions.handler}, on any
- * connection, and closes it on every path. Resolves to what the handler gave.
- *
- * ```ts
- * import { Reader, withSession } from "./server.ts";
- *
- * const signal = AbortSignal.timeout(10_000); // for connecting
- * const connection = await Deno.connect({ port: 8888, signal });
- * const read = () => new Reader(connection).readAll();
- * console.log(await withSession(connection, read, { timeout: 5_000 }));
- * ```
- *
- * @throws {TypeError} If `handler` is no function.
- * @throws {RangeError} If `timeout` is out of its range.
- * @throws {Error} What the handler throws, or the reason of an early end: if
- * `signal` is aborted before, the handler is not called.
- */
-export async function withSession<C extends Deno.Conn, T>(
-  connection: C,
-  handler: (connection: NoInfer<C>, session: Session) => T | Promise<T>,
-  options: SessionOptions = {},
-): Promise<T> {
-  using _ = connection; // Closes it, also where an option is wrong.
-  const { timeout = DEFAULTS.timeout, signal, noDelay } = options;
-  checkHandler(handler);
-  const session = new TimedSession(connection, timeout);
-  signal?.throwIfAborted();
-  const abort = () => session.end(signal?.reason);
-  signal?.addEventListener("abort", abort);
-  const timekeeper = keepTime([session]);
-  try {
-    return await session.run(handler, noDelay);
-  } finally {
-    clearInterval(timekeeper);
-    signal?.removeEventListener("abort", abort);
-  }
-}
-
-function checkHandler(handler: unknown): void {
-  if (typeof handler === "function") return;
-  throw new TypeError(`handler is no function: ${handler}`);
-}
-
-function checkTimeout(timeout: unknown): void {
-  if (typeof timeout === "number" && timeout > 0) return;
-  throw new RangeError(`timeout is no number above 0: ${timeout}`);
-}
-
-/** Ends the sessions whose time is up, until the interval is cleared. */
-function keepTime(sessions: TimedSession[]) {
-  let lastLook = -Infinity;
-  return setInterval(() => {
-    for (const session of sessions) {
-      // Not what is late for the first time: after a standstill (Ctrl-Z, a
-      // paused container), what has long arrived has 50 ms to be read.
-      const isUp = session.endsAt <= lastLook;
-      if (isUp) session.end(new DOMException("time is up", "TimeoutError"));
-    }
-    lastLook = performance.now();
-  }, 50);
-}
-
-const GIVEN_REASONS = new WeakSet<Error>(); // for early ends
-
-class TimedSession<C extends Deno.Conn = Deno.Conn> implements Session {
-  endsAt = 0; // when its time is up
-  index = 0; // its place among the sessions of a server
-  readonly #connection: C;
-  readonly #timeout: number;
-  #isOver = false;
-  #earlyEnd?: { reason: unknown };
-  #controller?: AbortController; // made where `signal` is asked for: it is dear
-
-  constructor(connection: C, timeout: number) {
-    this.#connection = connection;
-    this.#timeout = timeout;
-    this.renew();
-  }
-
-  renew(timeout: number = this.#timeout): void {
-    checkTimeout(timeout);
-    this.endsAt = performance.now() + timeout;
-  }
-
-  end(reason: unknown): void {
-    if (this.#isOver) return;
-    this.#isOver = true;
-    this.endsAt = Infinity; // It is not ended again, where its handler goes on.
-    this.#earlyEnd = { reason };
-    if (reason instanceof Error) GIVEN_REASONS.add(reason);
-    this.#connection[Symbol.dispose](); // not `close()`: it may be closed
-    this.#controller?.abort(reason);
-  }
-
-  get signal(): AbortSignal {
-    this.#controller ??= new AbortController();
-    if (this.#earlyEnd) this.#controller.abort(this.#earlyEnd.reason);
-    return this.#controller.signal;
-  }
-
-  /** Runs the handler and closes. Throws the reason of an early end. */
-  async run<T>(
-    handler: (connection: C, session: Session) => T | Promise<T>,
-    noDelay = true,
-  ): Promise<T> {
-    const connection = this.#connection;
-    try {
-      if (noDelay && isTcp(connection)) connection.setNoDelay();
-      const result = await handler(connection, this);
-      if (this.#earlyEnd) throw this.#earlyEnd.reason;
-      return result;
-    } catch (error) {
-      throw this.#earlyEnd && isOneOf(CUT, error)
-        ? this.#earlyEnd.reason
-        : error;
-    } finally {
-      this.#isOver = true;
-      connection[Symbol.dispose](); // 6. Close, on every path.
-    }
-  }
-}
+/** By class or code. */
+const isOneOf = (names: string[], error: unknown): boolean =>
+  error instanceof Error && (names.includes(error.name) ||
+    "code" in error && names.includes(`${error.code}`));
 
 const encoder = new TextEncoder();
 // Without `ignoreBOM`, a text would lose the U+FEFF that it may begin with.
 const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
-const LAST_SEND = Symbol("last send"); // of a writer; a `WeakMap` costs more
+
+// What a Peer reads into. A silent one holds little; a message that comes fast is
+// read in large pieces.
+const FIRST_BUFFER = 128, BUFFER = 4096, LARGE_BUFFER = 65_536; // bytes
+const EMPTY = new Uint8Array(0);
+const MOST_QUEUED = 2 ** 24; // bytes that may wait to be sent
+const MOST_TIME_TO_SEND = 10_000; // milliseconds, of the close
+const LINGERING = 900; // milliseconds, and at most two looks more
+
+/** Connections that a Peer owns. */
+const owned = new WeakSet<Deno.Conn>();
 
 /**
- * Sends all of the data, a text in UTF-8: one write may take only a part. Of
- * several at once on one connection, each is whole, in the order of the calls.
- * Until then, leave the bytes as they are. Rejects with what `write` rejects with.
- */
-export function sendAll(
-  writer: Pick<Deno.Conn, "write">,
-  data: string | Uint8Array,
-): Promise<void> {
-  const sends = writer as { [LAST_SEND]?: Promise<void> };
-  const send = async () => {
-    let rest = typeof data === "string" ? encoder.encode(data) : data;
-    while (rest.length > 0) rest = rest.subarray(await writer.write(rest));
-  };
-  return sends[LAST_SEND] = sends[LAST_SEND]?.then(send, send) ?? send();
-}
-
-const MOST = 65_536; // bytes of a message
-const SMALL = 4096, LARGE = 65_536; // bytes that a Reader reads at once
-
-/**
- * Reads lines, so many bytes, or the rest, in turn: one read is not one message.
- * Texts are UTF-8, with U+FFFD for other bytes.
+ * One connection, on either side: what is read and sent on it, its time, its end.
+ * It owns the connection, and closes it.
  *
  * ```ts
- * import { Reader } from "./server.ts";
+ * import { Peer } from "./server.ts";
  *
- * using connection = await Deno.connect({ port: 9000 });
- * const reader = new Reader(connection, 1_000_000);
- * const length = await reader.readLine();
- * const body = await reader.readExactly(Number(length));
+ * const signal = AbortSignal.timeout(10_000); // for connecting
+ * const connection = await Deno.connect({ port: 8888, signal });
+ * await using server = new Peer(connection, { timeout: 5_000 });
+ * console.log(await server.readAll());
  * ```
  *
- * - More bytes than the limit, 65,536 by default, are `InvalidData`, as a peer may
- *   send any number. `Infinity` is no limit.
- * - Await each call: one while another is pending is a `TypeError`, also where that
- *   one has lost a `Promise.race`.
+ * - One read is not one message: read a line, so many bytes, or all, in turn.
+ * - Await each read: another one while it is pending is a `TypeError`, also where it
+ *   has lost a `Promise.race`.
+ * - Reads and sends that nobody awaits end no program.
+ * - `await using` closes it, without a loss: {@linkcode Peer.[Symbol.asyncDispose]}.
  */
-export class Reader {
-  readonly #source: Pick<Deno.Conn, "read">;
+export class Peer<C extends Deno.Conn = Deno.TcpConn>
+  implements AsyncIterable<string>, AsyncDisposable {
+  /** The connection, for its addresses. Read and send by the peer alone. */
+  readonly connection: C;
+  #timeout: number;
   readonly #limit: number;
-  #buffer = new Uint8Array(128); // small at first: a silent peer holds it
-  #filled = this.#buffer.subarray(0, 0); // the part of it that was read into
-  #start = 0; // where what is not taken yet starts in it
-  #lastCount = 0; // bytes of the last read
-  #isEnded = false;
-  #isPending = false;
 
-  /** Reads from a connection, `Deno.stdin`, or what else has such a `read`. */
-  constructor(source: Pick<Deno.Conn, "read">, limit: number = MOST) {
-    this.#source = source;
-    this.#limit = limit;
+  // What is read
+  #buffer = EMPTY;
+  #filled = EMPTY; // the part of it that was read into
+  #start = 0; // where what is not taken yet starts in it
+  #searched = 0; // bytes from there that have no line end
+  #lastCount = 0; // bytes of the last read
+  #filling: Promise<void> | undefined; // a read of the connection
+  #input: "open" | "ended" | Failed = "open";
+  #isReading = false; // a call is pending
+  #tellOfStop = nothing; // ends the wait of this call, between two messages
+  readonly #readTime = new Wait(this);
+
+  // What is sent
+  #sending: Promise<Failed | undefined> | undefined; // of what was sent last
+  #sendings = 0; // that have not settled
+  #queued = 0;
+  #closesWrite: Promise<void> | undefined; // set by `closeWrite`
+  readonly #sendTime = new Wait(this);
+
+  // Its end
+  #isStopping = false;
+  #isEnded = false; // by `end`
+  #isClosing = false; // Nothing more is sent.
+  #isLingering = false; // All is sent.
+  #isClosed = false;
+  #closing: Promise<void> | undefined; // set by the disposal
+  #failure: Failed | undefined; // the reason of `end`, or why a send failed
+  #stopListening = nothing; // to the option `signal`
+  #controller: AbortController | undefined; // made where `signal` is asked for
+
+  /**
+   * @throws {TypeError} If the connection has a `Peer` already, which it leaves alone.
+   * @throws {RangeError} If an option is out of its range. The connection is closed.
+   * @throws {Error} The reason of an aborted `signal`. The connection is closed.
+   */
+  constructor(connection: C, options: PeerOptions = {}) {
+    if (owned.has(connection)) {
+      throw new TypeError("this connection has a Peer already");
+    }
+    owned.add(connection);
+    this.connection = connection;
+    try {
+      const { noDelay = true, signal } = options;
+      this.#timeout = checkedTimeout(options.timeout);
+      this.#limit = checkedLimit(options.limit);
+      signal?.throwIfAborted();
+      if (signal) this.#listenTo(signal);
+      if (noDelay && isTcp(connection)) connection.setNoDelay();
+    } catch (error) {
+      connection[Symbol.dispose]();
+      throw error;
+    }
   }
 
-  /** What has come and is not taken: a view. After it, the source has the rest. */
+  // Reading
+
+  /**
+   * What has come and is not taken: a view, until the next call. Also after the end.
+   */
   get buffered(): Uint8Array<ArrayBuffer> {
     return this.#filled.subarray(this.#start);
   }
 
-  /** The next line, without its `\n` or `\r\n`, or `null` after the last. */
-  async readLine(): Promise<string | null> {
-    this.#begin();
+  /**
+   * Waits for a byte of the next message. `false` after the peer's end and after a
+   * stop. For messages that are no lines:
+   *
+   * ```ts
+   * import type { Peer } from "./server.ts";
+   *
+   * async function showPoints(peer: Peer) {
+   *   while (await peer.hasMore()) {
+   *     const [x, y] = await peer.readExactly(2);
+   *     console.log(x, y);
+   *   }
+   * }
+   * ```
+   */
+  hasMore(): Promise<boolean> {
+    return this.#read(this.#takeHasMore, 0, true);
+  }
+
+  /**
+   * The lines, without their `\n` or `\r\n`, until the peer's end, or a stop: a line
+   * that is being waited for, and of which a byte has come, is read first. To leave the
+   * loop closes nothing.
+   */
+  [Symbol.asyncIterator](): AsyncIterator<string, undefined, void> {
+    return { next: () => this.#read(this.#takeNext, 0, true) };
+  }
+
+  /** The next line, as above, or `null` after the last, which may have no end. */
+  readLine(): Promise<string | null> {
+    return this.#read(this.#takeLine);
+  }
+
+  /**
+   * So many bytes, as a copy. Where they do not come, it rejects with
+   * `UnexpectedEof`; above the limit with `InvalidData`; where it is no whole number
+   * from 0, with a `RangeError`.
+   */
+  readExactly(count: number): Promise<Uint8Array<ArrayBuffer>> {
+    return this.#read(this.#takeExactly, count);
+  }
+
+  /** What has come, at least a byte, as a copy, or `null` at the peer's end. */
+  readSome(): Promise<Uint8Array<ArrayBuffer> | null> {
+    return this.#read(this.#takeSome);
+  }
+
+  /** The rest, to the peer's end, as a text: UTF-8, with U+FFFD for other bytes. */
+  readAll(): Promise<string> {
+    return this.#read(this.#takeAll);
+  }
+
+  /**
+   * Takes from the buffer or, where `take` gives `undefined`, reads on. What is in the
+   * buffer costs no more than a promise.
+   */
+  #read<T>(
+    take: (this: Peer<C>, count: number) => T | undefined,
+    count = 0,
+    isBetweenMessages = false,
+  ): Promise<T> {
     try {
-      let searched = 0; // bytes without a line end
+      if (this.#isReading) throw new TypeError("a read is pending: await it");
+      this.#throwIfOver();
+      const taken = take.call(this, count);
+      if (taken !== undefined) return Promise.resolve(taken);
+    } catch (error) {
+      return quiet(Promise.reject(error));
+    }
+    return quiet(this.#readOn(take, count, isBetweenMessages));
+  }
+
+  async #readOn<T>(
+    take: (this: Peer<C>, count: number) => T | undefined,
+    count: number,
+    isBetweenMessages: boolean,
+  ): Promise<T> {
+    this.#isReading = true;
+    this.#readTime.start(this.#timeout);
+    try {
       for (;;) {
-        const lineEnd = this.#filled.indexOf(0x0a, this.#start + searched); // \n
-        if (lineEnd >= 0) return this.#takeLine(lineEnd);
-        const bytes = this.buffered;
-        if (this.#isEnded) return bytes.length > 0 ? this.#takeRest() : null;
-        // A last \r may go with a \n that is still to come.
-        this.#check(bytes.at(-1) === 0x0d ? bytes.length - 1 : bytes.length);
-        searched = bytes.length;
-        await this.#readOn();
+        // It may be pending since a stop: a read can't be taken back.
+        const filling = this.#filling ??= this.#fill();
+        await (isBetweenMessages ? this.#untilStopOr(filling) : filling);
+        this.#throwIfOver();
+        const taken = take.call(this, count);
+        if (taken !== undefined) return taken;
       }
     } finally {
-      this.#isPending = false;
+      this.#readTime.stop();
+      this.#isReading = false;
     }
   }
 
-  /** The lines, as `readLine` gives them. */
-  async *[Symbol.asyncIterator](): AsyncGenerator<string, void, void> {
-    for (let line; (line = await this.readLine()) !== null;) yield line;
+  #untilStopOr(filling: Promise<void>): Promise<void> {
+    return new Promise((resolve) => {
+      this.#tellOfStop = resolve;
+      filling.then(resolve); // never rejects
+    });
   }
 
-  /** So many bytes, as a copy. `null` at the end, within them `UnexpectedEof`. */
-  async readExactly(count: number): Promise<Uint8Array<ArrayBuffer> | null> {
-    this.#begin();
+  /** Reads once into the buffer. Never rejects: how the input ends is noted. */
+  async #fill(): Promise<void> {
     try {
-      this.#check(count);
-      while (this.#filled.length - this.#start < count && !this.#isEnded) {
-        await this.#readOn();
-      }
-      const start = this.#start;
-      if (this.#filled.length - start >= count) {
-        this.#start += count;
-        return this.#filled.slice(start, this.#start);
-      }
-      if (this.#filled.length === start) return null;
-      throw new Deno.errors.UnexpectedEof("the peer ended within a message");
-    } finally {
-      this.#isPending = false;
+      const count = await this.connection.read(this.#room());
+      if (count === null) this.#input = this.#endOfInput();
+      this.#lastCount = count ?? 0;
+      const length = this.#filled.length + this.#lastCount;
+      this.#filled = this.#buffer.subarray(0, length);
+    } catch (error) {
+      this.#input = new Failed(error);
     }
+    this.#filling = undefined;
   }
 
-  /** The rest, as a text. */
-  async readAll(): Promise<string> {
-    this.#begin();
-    try {
-      while (!this.#isEnded) {
-        this.#check(this.#filled.length - this.#start);
-        await this.#readOn();
-      }
-      return this.#takeRest();
-    } finally {
-      this.#isPending = false;
-    }
+  #endOfInput(): "ended" | Failed {
+    if (this.#failure === undefined) return "ended";
+    // A send has taken the reset from the socket, which looks like an end now.
+    const hasLeft = ["BrokenPipe", "NotConnected", "BadResource"];
+    if (!isOneOf(hasLeft, this.#failure.error)) return this.#failure;
+    this.#failure.isTold = true; // by this end
+    return "ended";
   }
 
-  #begin(): void {
-    if (this.#isPending) throw new TypeError("a call is pending: await it");
-    this.#isPending = true;
-  }
-
-  #check(length: number): void {
-    if (length >= 0 && length <= this.#limit && length % 1 === 0) return;
-    const most = this.#limit;
-    throw new Deno.errors.InvalidData(`${length} bytes, at most ${most}`);
-  }
-
-  #takeLine(lineEnd: number): string {
-    const hasReturn = this.#filled[lineEnd - 1] === 0x0d &&
-      lineEnd > this.#start;
-    const end = hasReturn ? lineEnd - 1 : lineEnd;
-    const bytes = this.#filled.subarray(this.#start, end);
-    this.#check(bytes.length);
-    this.#start = lineEnd + 1;
-    return decoder.decode(bytes);
-  }
-
-  #takeRest(): string {
-    const bytes = this.buffered;
-    this.#check(bytes.length);
-    this.#start = this.#filled.length;
-    return decoder.decode(bytes);
-  }
-
-  async #readOn(): Promise<void> {
-    const kept = this.buffered;
-    const isFull = this.#filled.length === this.#buffer.length;
-    const isTooLarge = kept.length === 0 && this.#buffer.length > SMALL;
-    if (isFull || isTooLarge) {
-      // Within a message that comes fast, much at once. Before one, where a peer
-      // may stay silent, a Reader holds little.
-      const isFast = kept.length > 0 && this.#lastCount >= SMALL;
-      const size = Math.max(isFast ? LARGE : SMALL, 2 * kept.length);
-      this.#buffer = new Uint8Array(size);
-      this.#buffer.set(kept);
-      this.#filled = this.#buffer.subarray(0, kept.length);
+  /** Where the next bytes go. */
+  #room(): Uint8Array<ArrayBuffer> {
+    const rest = this.buffered;
+    const { length } = this.#buffer;
+    const isFull = this.#filled.length === length;
+    if (isFull || rest.length === 0 && length > BUFFER) {
+      const isFast = rest.length > 0 && this.#lastCount >= BUFFER;
+      const least = length === 0
+        ? FIRST_BUFFER
+        : isFast
+        ? LARGE_BUFFER
+        : BUFFER;
+      const size = Math.max(least, 2 * rest.length);
+      if (size !== length) this.#buffer = new Uint8Array(size);
+      this.#buffer.set(rest);
+      this.#filled = this.#buffer.subarray(0, rest.length);
       this.#start = 0;
     }
+    return this.#buffer.subarray(this.#filled.length);
+  }
+
+  #takeHasMore(): boolean | undefined {
+    if (this.#isStopping) return false;
+    if (this.#start < this.#filled.length) return true;
+    return this.#inputHasEnded(true) ? false : undefined;
+  }
+
+  #takeNext(): IteratorResult<string, undefined> | undefined {
+    const hasBegun = this.#isReading && this.#start < this.#filled.length;
+    const isThere = hasBegun || this.#takeHasMore();
+    if (isThere === false) return { value: undefined, done: true };
+    const line = isThere ? this.#takeLine() : undefined;
+    return typeof line === "string" ? { value: line, done: false } : undefined;
+  }
+
+  #takeLine(): string | null | undefined {
+    const from = this.#start + this.#searched;
+    const lineEnd = this.#filled.indexOf(0x0a, from); // \n
+    if (lineEnd >= 0) {
+      const hasReturn = this.#filled[lineEnd - 1] === 0x0d &&
+        lineEnd > this.#start; // \r
+      return this.#takeText(hasReturn ? lineEnd - 1 : lineEnd, lineEnd + 1);
+    }
     const { length } = this.#filled;
-    const count = await this.#source.read(this.#buffer.subarray(length));
-    this.#isEnded = count === null;
-    this.#lastCount = count ?? 0;
-    this.#filled = this.#buffer.subarray(0, length + this.#lastCount);
+    if (this.#inputHasEnded()) {
+      return this.#start < length ? this.#takeText(length) : null;
+    }
+    // A last \r may go with a \n that is still to come.
+    const hasReturn = this.#filled[length - 1] === 0x0d && length > this.#start;
+    this.#searched = length - this.#start;
+    this.#checkLimit(hasReturn ? this.#searched - 1 : this.#searched);
+    return undefined;
+  }
+
+  #takeExactly(count: number): Uint8Array<ArrayBuffer> | undefined {
+    if (!(count >= 0 && Number.isInteger(count))) {
+      throw new RangeError(`no whole number from 0: ${count}`);
+    }
+    this.#checkLimit(count);
+    const end = this.#start + count;
+    if (end <= this.#filled.length) return this.#takeBytes(end);
+    if (!this.#inputHasEnded()) return undefined;
+    throw new Deno.errors.UnexpectedEof("the peer ended within a message");
+  }
+
+  #takeSome(): Uint8Array<ArrayBuffer> | null | undefined {
+    const { length } = this.#filled;
+    if (this.#start < length) return this.#takeBytes(length);
+    return this.#inputHasEnded() ? null : undefined;
+  }
+
+  #takeAll(): string | undefined {
+    if (this.#inputHasEnded()) return this.#takeText(this.#filled.length);
+    this.#checkLimit(this.#filled.length - this.#start);
+    return undefined;
+  }
+
+  #takeBytes(end: number): Uint8Array<ArrayBuffer> {
+    const bytes = this.#filled.slice(this.#start, end);
+    this.#advance(end);
+    return bytes;
+  }
+
+  #takeText(end: number, next = end): string {
+    const bytes = this.#filled.subarray(this.#start, end);
+    this.#checkLimit(bytes.length);
+    this.#advance(next);
+    return decoder.decode(bytes);
+  }
+
+  #advance(to: number): void {
+    this.#start = to;
+    this.#searched = 0;
+  }
+
+  #checkLimit(length: number): void {
+    if (length <= this.#limit) return;
+    const { InvalidData } = Deno.errors;
+    throw new InvalidData(`${length} bytes, at most ${this.#limit}`);
+  }
+
+  /** Whether no more comes. Throws where that is no ordinary end. */
+  #inputHasEnded(isBetweenMessages = false): boolean {
+    if (this.#input === "open") return false;
+    if (this.#input === "ended") return true;
+    const { error } = this.#input;
+    // Over TLS, many peers leave without `close_notify`. It may also be a cut.
+    const isCut = error instanceof Deno.errors.UnexpectedEof;
+    if (isBetweenMessages && isCut) return true;
+    this.#throw(error);
+  }
+
+  #throwIfOver(): void {
+    if (this.#isEnded) this.#throw(this.#failure?.error);
+    if (this.#isClosing) {
+      throw new Deno.errors.BadResource("the peer is closed");
+    }
+  }
+
+  /** Throws to a call what then need not be told at the close. */
+  #throw(error: unknown): never {
+    const failed = this.#failure;
+    if (failed?.error === error) failed!.isTold = true;
+    throw error;
+  }
+
+  // Sending
+
+  /** Bytes that wait to be sent. */
+  get queued(): number {
+    return this.#queued;
+  }
+
+  /**
+   * Sends all of it, a text in UTF-8, after what was sent before. Resolves when the
+   * system has taken it: awaiting it slows a speaker down to what the peer reads.
+   *
+   * - Until it resolves, leave the bytes as they are.
+   * - Where one send fails, so do those behind it. One that nobody awaited is told at
+   *   the close.
+   * - A send while more than 16 MiB wait ends the peer.
+   *
+   * @throws {TypeError} At once, if the data is neither a text nor a `Uint8Array`.
+   */
+  send(data: string | Uint8Array): Promise<void> {
+    const bytes = typeof data === "string" ? encoder.encode(data) : data;
+    if (!(bytes instanceof Uint8Array)) {
+      throw new TypeError(`neither a text nor bytes: ${typeof data}`);
+    }
+    if (this.#queued > MOST_QUEUED) {
+      this.end(new Error("does not read: more than 16 MiB wait to be sent"));
+    }
+    this.#queued += bytes.length;
+    return this.#inOrder(bytes);
+  }
+
+  /** Half-closes, after what was sent before: the peer reads to an end. */
+  closeWrite(): Promise<void> {
+    return this.#closesWrite ??= this.#inOrder();
+  }
+
+  /** Sends the bytes or, without, half-closes, after what was sent before. */
+  #inOrder(bytes?: Uint8Array): Promise<void> {
+    this.#sendings++;
+    this.#sending = this.#isClosing
+      ? this.#refuse("the peer is closed")
+      : this.#closesWrite
+      ? this.#refuse("sent after closeWrite")
+      : this.#sendAfter(this.#sending, bytes);
+    return new Sending(this.#sending);
+  }
+
+  /** Never rejects: where one fails, those behind it fail with the same. */
+  async #sendAfter(
+    before: Promise<Failed | undefined> | undefined,
+    bytes: Uint8Array | undefined,
+  ): Promise<Failed | undefined> {
+    const failed = before && await before;
+    try {
+      if (!failed && bytes) await this.#write(bytes);
+      else if (!failed) await this.connection.closeWrite();
+    } catch (error) {
+      this.#failure ??= new Failed(error); // or the reason of an early end
+    }
+    this.#sendings--;
+    return this.#failure;
+  }
+
+  async #refuse(message: string): Promise<Failed | undefined> {
+    await this.#sending;
+    this.#sendings--;
+    return this.#failure ??= new Failed(new Deno.errors.BadResource(message));
+  }
+
+  async #write(rest: Uint8Array): Promise<void> {
+    while (rest.length > 0) {
+      this.#sendTime.start(this.#timeout);
+      const count = await this.connection.write(rest);
+      this.#sendTime.stop();
+      rest = rest.subarray(count);
+      this.#queued -= count;
+    }
+  }
+
+  // Time, stop, end and close
+
+  /**
+   * Starts the time anew for what is waited for now. With milliseconds, they are the
+   * `timeout` from then on.
+   *
+   * @throws {RangeError} If they are no number above 0.
+   */
+  renew(timeout: number = this.#timeout): void {
+    this.#timeout = checkedTimeout(timeout);
+    this.#readTime.restart(timeout);
+    this.#sendTime.restart(timeout);
+  }
+
+  /**
+   * Lets the peer's loop of lines, or of `hasMore`, end before its next message. All
+   * other reads go on. A shutdown of the server calls it.
+   */
+  stop(): void {
+    this.#isStopping = true;
+    this.#tellOfStop();
+  }
+
+  /** Whether it was stopped. */
+  get isStopping(): boolean {
+    return this.#isStopping;
+  }
+
+  /**
+   * Closes at once. What is read and sent, now or later, rejects with the reason. Where
+   * no call has, the close tells it. Does nothing after the close.
+   *
+   * To the peer it looks like any other end: a message must say itself where it ends,
+   * by a line end or a length.
+   */
+  end(reason: unknown): void {
+    if (this.#isClosed) return;
+    if (!this.#isLingering) {
+      this.#isEnded = true;
+      this.#failure = new Failed(reason);
+    }
+    this.#closeNow();
+  }
+
+  /** Aborted at the close, or before by an early end, with its reason. */
+  get signal(): AbortSignal {
+    this.#controller ??= new AbortController();
+    if (this.#isClosed) this.#abortSignal();
+    return this.#controller.signal;
+  }
+
+  /**
+   * Closes without a loss. Does at once what there is to do for a peer that has ended.
+   *
+   * - What is queued is sent, within `timeout`, and ten seconds at most.
+   * - Then it half-closes, and drops what still comes, for a second at most, until the
+   *   peer's end: a close with unread input is a reset, and can cost what was sent last.
+   *
+   * @throws {unknown} Why a send failed, or the reason of an early end, where no call
+   * has rejected with it. After the peer's end a failed send is none.
+   */
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.#closing ??= this.#close();
+  }
+
+  async #close(): Promise<void> {
+    this.#isClosing = true;
+    const isDone = this.#input !== "open" && this.#sendings === 0;
+    if (!isDone && !this.#isClosed) await this.#finish(new Wait(this));
+    if (!this.#isClosed) this.#closeNow();
+    const failed = this.#failure;
+    if (failed && !failed.isTold) throw failed.error;
+  }
+
+  async #finish(time: Wait): Promise<void> {
+    time.start(Math.min(this.#timeout, MOST_TIME_TO_SEND));
+    await this.#sending;
+    this.#isLingering = true;
+    time.start(LINGERING);
+    // Where that fails, the peer is gone, and so the input ends.
+    if (!this.#closesWrite) await this.connection.closeWrite().catch(nothing);
+    while (this.#input === "open" && !this.#isClosed) {
+      this.#advance(this.#filled.length);
+      await (this.#filling ??= this.#fill());
+    }
+    time.stop();
+  }
+
+  #closeNow(): void {
+    this.#isClosed = true;
+    this.connection[Symbol.dispose](); // not `close()`: it may be closed
+    this.#stopListening();
+    this.#abortSignal();
+  }
+
+  #abortSignal(): void {
+    this.#controller?.abort(
+      this.#isEnded
+        ? this.#failure?.error
+        : new DOMException("the peer is closed", "AbortError"),
+    );
+  }
+
+  #listenTo(signal: AbortSignal): void {
+    const abort = () => this.end(signal.reason);
+    signal.addEventListener("abort", abort);
+    this.#stopListening = () => signal.removeEventListener("abort", abort);
   }
 }
+
+/** Why a peer failed, and whether somebody has heard of it. */
+class Failed {
+  isTold = false;
+  readonly error: unknown;
+
+  constructor(error: unknown) {
+    this.error = error;
+  }
+}
+
+/** What `send` gives. It ends no program, and notes who waits for it. */
+class Sending implements Promise<void> {
+  readonly [Symbol.toStringTag] = "Promise";
+  readonly #sent: Promise<Failed | undefined>;
+
+  constructor(sent: Promise<Failed | undefined>) {
+    this.#sent = sent;
+  }
+
+  // `await` calls it, too.
+  then<A = void, B = never>(
+    onSent?: ((value: void) => A | PromiseLike<A>) | null,
+    onFailure?: ((error: unknown) => B | PromiseLike<B>) | null,
+  ): Promise<A | B> {
+    return this.#sent.then((failed) => {
+      if (!failed) return onSent ? onSent() : undefined as A;
+      failed.isTold = true;
+      if (onFailure) return onFailure(failed.error);
+      throw failed.error;
+    });
+  }
+
+  catch<B = never>(
+    step?: ((error: unknown) => B | PromiseLike<B>) | null,
+  ): Promise<void | B> {
+    return this.then(undefined, step);
+  }
+
+  finally(step?: (() => void) | null): Promise<void> {
+    return this.then().finally(step);
+  }
+}
+
+/** What a peer may take, which is over when it has come, or been taken. */
+class Wait {
+  readonly #peer: Peer<Deno.Conn>;
+  #place = -1;
+  #lastLook = Infinity; // the one after which the time is up
+
+  constructor(peer: Peer<Deno.Conn>) {
+    this.#peer = peer;
+  }
+
+  start(milliseconds: number): void {
+    // One look more, as the first may come at once.
+    this.#lastLook = looks + Math.ceil(milliseconds / LOOK) + 1;
+    if (this.#place >= 0) return;
+    this.#place = waits.push(this) - 1;
+    if (looking === undefined) startLooking();
+  }
+
+  restart(milliseconds: number): void {
+    if (this.#place >= 0) this.start(milliseconds);
+  }
+
+  stop(): void {
+    if (this.#place < 0) return;
+    const last = waits.pop()!;
+    if (last !== this) waits[last.#place = this.#place] = last;
+    this.#place = -1;
+  }
+
+  look(): void {
+    if (looks <= this.#lastLook) {
+      return;
+    }
+    this.stop();
+    this.#peer.end(new DOMException("time is up", "TimeoutError"));
+  }
+}
+
+const LOOK = 50; // milliseconds
+const waits: Wait[] = [];
+let looks = 0;
+let looking: ReturnType<typeof setInterval> | undefined;
+
+function startLooking(): void {
+  looking = setInterval(() => {
+    looks++;
+    for (const wait of [...waits]) wait.look();
+    if (waits.length > 0) return;
+    clearInterval(looking);
+    looking = undefined;
+  }, LOOK);
+  Deno.unrefTimer(looking as unknown as number); // It holds no program.
+}
+
+function nothing(): void {}
+
+/** A promise whose failure ends no program where nobody awaits it. */
+function quiet<T>(promise: Promise<T>): Promise<T> {
+  promise.then(undefined, nothing);
+  return promise;
+}
+
+function checkedTimeout(timeout: unknown = DEFAULTS.timeout): number {
+  if (typeof timeout === "number" && timeout > 0) return timeout;
+  throw new RangeError(`timeout is no number above 0: ${timeout}`);
+}
+
+function checkedLimit(limit: unknown = DEFAULTS.limit): number {
+  if (isCount(limit)) return limit;
+  throw new RangeError(`limit is no whole number from 1: ${limit}`);
+}
+
+const isCount = (value: unknown): value is number =>
+  typeof value === "number" && value >= 1 &&
+  (Number.isInteger(value) || value === Infinity);
 
 /**
  * Calls back at the first stop signal: Ctrl-C, or SIGTERM. From a tenth of a second
@@ -641,39 +1053,48 @@ export function onStopSignal(callback: () => unknown): Disposable {
   return listening;
 }
 
-/** By class or code: where accepting meets these, only one client is lost. */
-const CLIENT_IS_LOST = ["ConnectionReset", "ConnectionAborted", "NotConnected"]
-  .concat("ECONNRESET", "ECONNABORTED", "ENOTCONN");
-
-/** What can happen on any connection, whatever its handler does. */
-const USUAL = CLIENT_IS_LOST
-  .concat("BrokenPipe", "TimedOut", "NetworkUnreachable")
-  .concat("EPIPE", "ETIMEDOUT", "ENETUNREACH", "EHOSTUNREACH")
-  .concat("InvalidData", "UnexpectedEof") // of a Reader, and of TLS
-  .concat("TimeoutError", "AbortError"); // the time that is up, the shutdown
-
-/** What rejects after an early end: reads, writes, and what Node gave `signal`. */
-const CUT = ["BadResource", "Interrupted", "AbortError"];
-
-const isOneOf = (names: string[], error: unknown) =>
-  error instanceof Error && (names.includes(error.name) ||
-    "code" in error && names.includes(`${error.code}`));
-
-let unshown = 0; // errors that stderr has not taken yet
-
 /**
  * The default of `onError`: shows an error on stderr, after the client's address. One
  * line is what can happen on any connection, such as a reset or the time that is up,
  * and the reason that was given for an early end. All else has its stack.
+ *
+ * ```ts
+ * import { serve, showError } from "./server.ts";
+ *
+ * serve({
+ *   handler: (client) => client.send("hello\n"),
+ *   onError: (error, client) => {
+ *     if (error instanceof Deno.errors.ConnectionReset) return;
+ *     showError(error, client);
+ *   },
+ * });
+ * ```
  */
-export function showError(error: unknown, client: Deno.NetAddr): void {
-  const isGiven = error instanceof Error && GIVEN_REASONS.has(error);
-  const isShort = isGiven || isOneOf(USUAL, error);
+export function showError(error: unknown, client: Peer<Deno.Conn>): void {
   if (unshown >= 1000) return; // Nobody reads stderr, and more would fill memory.
   unshown++;
-  report(isShort ? printable(`${error}`) : error, `${format(client)} `)
-    .then(() => unshown--);
+  const isShort = isOneOf(USUAL, error) ||
+    error instanceof Error && error === client.signal.reason;
+  const { localAddr, remoteAddr } = client.connection;
+  // Over Unix sockets, a client has no address of its own.
+  const address = "hostname" in remoteAddr
+    ? format(remoteAddr)
+    : "path" in localAddr
+    ? localAddr.path
+    : localAddr.transport;
+  report(isShort ? `${error}` : error, `${address} `).then(() => unshown--);
 }
+
+let unshown = 0; // errors that stderr has not taken yet
+
+/** By class or code: what can happen on any connection, whatever its handler does. */
+const USUAL = [
+  ...ONE_IS_LOST,
+  ...["BrokenPipe", "TimedOut", "NetworkUnreachable"],
+  ...["EPIPE", "ETIMEDOUT", "ENETUNREACH", "EHOSTUNREACH"],
+  ...["InvalidData", "UnexpectedEof"], // of a peer's reads, and of TLS
+  ...["TimeoutError", "AbortError"], // the time that is up, the shutdown
+];
 
 // The command
 
@@ -724,22 +1145,21 @@ async function run(flags: Flags, out: LineWriter): Promise<number> {
   const quiet = flags.isOn("quiet");
   let code = once ? 1 : 0; // with `--once`, 0 when its client has replied or left
   let served = 0;
-  const show = (client: Deno.NetAddr, outcome: string) => {
-    if (!quiet) out.print(`${format(client)} ${outcome}`);
+  const show = ({ connection }: Peer, outcome: string) => {
+    if (!quiet) out.print(`${format(connection.remoteAddr)} ${outcome}`);
   };
-  const handler = async (connection: Deno.TcpConn) => {
+  const handler = async (client: Peer) => {
     served++;
-    show(connection.remoteAddr, "connected");
+    show(client, "connected");
     if (once) server.shutdown(); // `finished` is awaited below.
-    const reply = await greet(connection, greeting);
+    const reply = await greet(client, greeting);
     const outcome = reply ? `replied: ${shown(reply)}` : "left without a reply";
-    show(connection.remoteAddr, outcome);
+    show(client, outcome);
     code = 0;
   };
-  const onError = (error: unknown, client: Deno.NetAddr) => {
-    const outcome = outcomeOf(error);
-    show(client, outcome);
-    if (outcome === "failed") report(error);
+  const onError = (error: unknown, client: Peer) => {
+    show(client, outcomeOf(error, client));
+    if (outcomeOf(error, client) === "failed") report(error);
   };
   let server: Server;
   try {
@@ -762,8 +1182,11 @@ async function run(flags: Flags, out: LineWriter): Promise<number> {
 }
 
 /** What is printed of a client whose exchange ended with an error. */
-function outcomeOf(error: unknown): string {
-  if (isOneOf(["TimeoutError"], error)) return "timed out";
+function outcomeOf(error: unknown, { buffered }: Peer): string {
+  if (isOneOf(["TimeoutError"], error)) {
+    const text = shown(decoder.decode(buffered));
+    return text ? `timed out; so far: ${text}` : "timed out";
+  }
   if (isOneOf(["InvalidData"], error)) return "sent too long a reply";
   return isOneOf(USUAL, error) ? "reset the connection" : "failed";
 }
@@ -804,7 +1227,7 @@ class LineWriter {
   async #write(): Promise<void> {
     const lines = this.#waiting;
     this.#waiting = "";
-    await sendAll(Deno.stdout, lines).catch((error) =>
+    await writeAll(Deno.stdout, lines).catch((error) =>
       this.#fail(error.message)
     );
   }
@@ -851,7 +1274,12 @@ async function report(error: unknown, prefix = ""): Promise<void> {
   const text = typeof error === "string" ? error : Deno.inspect(error);
   const lines = `${prefix}${text}`.split("\n").map(printable).join("\n");
   // Where that fails, there is no other place to say it.
-  await sendAll(Deno.stderr, `${lines}\n`).catch(() => {});
+  await writeAll(Deno.stderr, `${lines}\n`).catch(() => {});
+}
+
+async function writeAll(writer: Pick<Deno.Conn, "write">, text: string) {
+  let rest = encoder.encode(text);
+  while (rest.length > 0) rest = rest.subarray(await writer.write(rest));
 }
 
 class Failure extends Error {
