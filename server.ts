@@ -416,9 +416,10 @@ export class Peer<C extends Deno.Conn = Deno.TcpConn>
   readonly #readTime = new Wait(this);
 
   // What is sent
-  #sending: Promise<Failed | undefined> | undefined; // of what was sent last
-  #sendings = 0; // that have not settled
-  #queued = 0;
+  #lastStep: Promise<Failed | undefined> | undefined; // of what was sent last
+  #steps = 0; // that have not settled
+  #parts: Uint8Array[] = []; // of the next step: in a row, they go in one write
+  #queued = 0; // bytes
   #closesWrite: Promise<void> | undefined; // set by `closeWrite`
   readonly #sendTime = new Wait(this);
 
@@ -576,7 +577,7 @@ export class Peer<C extends Deno.Conn = Deno.TcpConn>
       const length = this.#filled.length + this.#lastCount;
       this.#filled = this.#buffer.subarray(0, length);
     } catch (error) {
-      this.#input = new Failed(error);
+      this.#input = { error, isTold: true };
     }
     this.#filling = undefined;
   }
@@ -720,7 +721,7 @@ export class Peer<C extends Deno.Conn = Deno.TcpConn>
 
   /** Bytes that wait to be sent. */
   get queued(): number {
-    return this.#queued;
+    return this.#failure ? 0 : this.#queued;
   }
 
   /**
@@ -739,59 +740,75 @@ export class Peer<C extends Deno.Conn = Deno.TcpConn>
     if (!(bytes instanceof Uint8Array)) {
       throw new TypeError(`neither a text nor bytes: ${typeof data}`);
     }
-    if (this.#queued > MOST_QUEUED) {
+    if (this.queued > MOST_QUEUED) {
       this.end(new Error("does not read: more than 16 MiB wait to be sent"));
     }
+    const refusal = this.#refusal();
+    if (refusal) return new Sending(refusal);
     this.#queued += bytes.length;
-    return this.#inOrder(bytes);
+    if (this.#parts.push(bytes) === 1) this.#inOrder(this.#sendParts);
+    return new Sending(this.#lastStep!);
   }
 
   /** Half-closes, after what was sent before: the peer reads to an end. */
   closeWrite(): Promise<void> {
-    return this.#closesWrite ??= this.#inOrder();
+    return this.#closesWrite ??= new Sending(
+      this.#refusal() ?? this.#inOrder(this.#halfClose),
+    );
   }
 
-  /** Sends the bytes or, without, half-closes, after what was sent before. */
-  #inOrder(bytes?: Uint8Array): Promise<void> {
-    this.#sendings++;
-    this.#sending = this.#isClosing
-      ? this.#refuse("the peer is closed")
-      : this.#closesWrite
-      ? this.#refuse("sent after closeWrite")
-      : this.#sendAfter(this.#sending, bytes);
-    return new Sending(this.#sending);
-  }
-
-  /** Never rejects: where one fails, those behind it fail with the same. */
-  async #sendAfter(
-    before: Promise<Failed | undefined> | undefined,
-    bytes: Uint8Array | undefined,
+  #inOrder(
+    step: (this: Peer<C>) => Promise<void>,
   ): Promise<Failed | undefined> {
-    const failed = before && await before;
+    return this.#lastStep = this.#runAfter(this.#lastStep, step);
+  }
+
+  /** Never rejects: gives why it failed. Then what comes behind it fails, too. */
+  async #runAfter(
+    before: Promise<Failed | undefined> | undefined,
+    step: (this: Peer<C>) => Promise<void>,
+  ): Promise<Failed | undefined> {
+    this.#steps++;
+    if (before) await before;
     try {
-      if (!failed && bytes) await this.#write(bytes);
-      else if (!failed) await this.connection.closeWrite();
+      this.#sendTime.start(this.#timeout);
+      if (!this.#failure) await step.call(this);
     } catch (error) {
-      this.#failure ??= new Failed(error); // or the reason of an early end
+      // After an early end, it is there, with its reason.
+      this.#failure ??= { error, isTold: false };
     }
-    this.#sendings--;
+    this.#sendTime.stop();
+    if (--this.#steps === 0) this.#lastStep = undefined;
     return this.#failure;
   }
 
-  async #refuse(message: string): Promise<Failed | undefined> {
-    await this.#sending;
-    this.#sendings--;
-    return this.#failure ??= new Failed(new Deno.errors.BadResource(message));
-  }
-
-  async #write(rest: Uint8Array): Promise<void> {
-    while (rest.length > 0) {
-      this.#sendTime.start(this.#timeout);
+  async #sendParts(): Promise<void> {
+    let rest = joined(this.#parts);
+    this.#parts = [];
+    while (rest.length > 0) { // One write may take only a part.
       const count = await this.connection.write(rest);
-      this.#sendTime.stop();
       rest = rest.subarray(count);
       this.#queued -= count;
+      this.#sendTime.restart(this.#timeout);
     }
+  }
+
+  #halfClose(): Promise<void> {
+    return this.connection.closeWrite();
+  }
+
+  /** Why no more can be sent. */
+  #refusal(): Promise<Failed> | undefined {
+    if (this.#failure) return Promise.resolve(this.#failure);
+    if (this.#isClosing) return this.#refuse("the peer is closed");
+    if (this.#closesWrite) return this.#refuse("sent after closeWrite");
+    return undefined;
+  }
+
+  async #refuse(message: string): Promise<Failed> {
+    await this.#lastStep; // which may fail before
+    const error = new Deno.errors.BadResource(message);
+    return this.#failure ??= { error, isTold: false };
   }
 
   // Time, stop, end and close
@@ -833,7 +850,7 @@ export class Peer<C extends Deno.Conn = Deno.TcpConn>
     if (this.#isClosed) return;
     if (!this.#isLingering) {
       this.#isEnded = true;
-      this.#failure = new Failed(reason);
+      this.#failure = { error: reason, isTold: false };
     }
     this.#closeNow();
   }
@@ -861,7 +878,7 @@ export class Peer<C extends Deno.Conn = Deno.TcpConn>
 
   async #close(): Promise<void> {
     this.#isClosing = true;
-    const isDone = this.#input !== "open" && this.#sendings === 0;
+    const isDone = this.#input !== "open" && this.#steps === 0;
     if (!isDone && !this.#isClosed) await this.#finish(new Wait(this));
     if (!this.#isClosed) this.#closeNow();
     const failed = this.#failure;
@@ -870,7 +887,7 @@ export class Peer<C extends Deno.Conn = Deno.TcpConn>
 
   async #finish(time: Wait): Promise<void> {
     time.start(Math.min(this.#timeout, MOST_TIME_TO_SEND));
-    await this.#sending;
+    await this.#lastStep;
     this.#isLingering = true;
     time.start(LINGERING);
     // Where that fails, the peer is gone, and so the input ends.
@@ -905,13 +922,9 @@ export class Peer<C extends Deno.Conn = Deno.TcpConn>
 }
 
 /** Why a peer failed, and whether somebody has heard of it. */
-class Failed {
-  isTold = false;
+interface Failed {
   readonly error: unknown;
-
-  constructor(error: unknown) {
-    this.error = error;
-  }
+  isTold: boolean;
 }
 
 /** What `send` gives. It ends no program, and notes who waits for it. */
@@ -1002,6 +1015,19 @@ function startLooking(): void {
 }
 
 function nothing(): void {}
+
+/** Not a `Blob`, which takes seconds for a million parts. */
+function joined(parts: Uint8Array[]): Uint8Array {
+  if (parts.length === 1) return parts[0]!;
+  const length = parts.reduce((sum, part) => sum + part.length, 0);
+  const all = new Uint8Array(length);
+  let end = 0;
+  for (const part of parts) {
+    all.set(part, end);
+    end += part.length;
+  }
+  return all;
+}
 
 /** A promise whose failure ends no program where nobody awaits it. */
 function quiet<T>(promise: Promise<T>): Promise<T> {
@@ -1099,15 +1125,28 @@ const USUAL = [
 // The command
 
 const SCRIPT = "server.ts";
+const FLAGS = {
+  host: DEFAULTS.hostname,
+  port: DEFAULTS.port,
+  greeting: DEFAULTS.greeting,
+  timeout: DEFAULTS.timeout / 1000, // seconds
+  "max-clients": DEFAULTS.maxClients,
+  once: false,
+  quiet: false,
+  help: false,
+};
+type Name = keyof typeof FLAGS;
 const HELP = `Sends each TCP client a greeting and reads its reply.
 
 usage: deno run --allow-net server.ts [flags]
 
-  --host HOST        the address to listen on (${DEFAULTS.hostname})
-  --port, -p PORT    the port to listen on; 0 picks a free one (${DEFAULTS.port})
-  --greeting TEXT    what each client is sent (${DEFAULTS.greeting})
-  --timeout SECONDS  to the end of a client's reply (${DEFAULTS.timeout / 1000})
-  --max-clients N    clients served at once; further ones wait (${DEFAULTS.maxClients})
+  --host HOST        the address to listen on (${FLAGS.host})
+  --port, -p PORT    the port to listen on; 0 picks a free one (${FLAGS.port})
+  --greeting TEXT    what each client is sent (${FLAGS.greeting})
+  --timeout SECONDS  to the end of a client's reply (${FLAGS.timeout})
+  --max-clients N    clients served at once; further ones wait (${
+  FLAGS["max-clients"]
+})
   --once             serve one client, then end (off)
   --quiet, -q        no line per client (off)
   --help, -h         show this help (off)`;
@@ -1116,25 +1155,21 @@ usage: deno run --allow-net server.ts [flags]
 export async function main(args: string[]): Promise<number> {
   const out = new LineWriter();
   try {
-    const flags = await readFlags(args, {
-      host: DEFAULTS.hostname,
-      port: DEFAULTS.port,
-      greeting: DEFAULTS.greeting,
-      timeout: DEFAULTS.timeout / 1000,
-      "max-clients": DEFAULTS.maxClients,
-    }, ["once", "quiet", "help"]);
+    const flags = await readFlags(args);
     if (!flags.isOn("help")) return await run(flags, out);
     out.print(HELP);
     return await out.flush() ? 0 : 1;
   } catch (error) {
-    return await reportFailure(error);
+    if (!(error instanceof Failure)) throw error;
+    await report(`error: ${error.message}`);
+    return error.code;
   }
 }
 
 /** Serves until a stop signal, or with `--once` one client. Gives the exit code. */
 async function run(flags: Flags, out: LineWriter): Promise<number> {
   const options = {
-    hostname: flags.host(),
+    hostname: flags.text("host").replace(/^\[(.*)\]$/, "$1"), // as a URL has it
     port: flags.number("port", "whole number", 0, 65_535),
     timeout: 1000 * flags.number("timeout", "number", 0.001, 2_147_483),
     maxClients: flags.number("max-clients", "whole number", 1, 2 ** 53 - 1),
@@ -1178,7 +1213,8 @@ async function run(flags: Flags, out: LineWriter): Promise<number> {
   isServing = false;
   out.print(`Served ${clients(served)}`);
   const isPrinted = await out.flush();
-  return isPrinted || !once ? code : 1;
+  // With `--once`, its line is what it is for.
+  return once && !isPrinted ? 1 : code;
 }
 
 /** What is printed of a client whose exchange ended with an error. */
@@ -1269,66 +1305,62 @@ const shown = (text: string) => printable(text.replace(/\r?\n$/, ""));
 const format = ({ hostname: name, port }: { hostname: string; port: number }) =>
   `${name.includes(":") ? `[${name}]` : name}:${port}`;
 
-/** Shows an error, which may quote a peer, without blocking. Never rejects. */
-async function report(error: unknown, prefix = ""): Promise<void> {
-  const text = typeof error === "string" ? error : Deno.inspect(error);
-  const lines = `${prefix}${text}`.split("\n").map(printable).join("\n");
-  // Where that fails, there is no other place to say it.
-  await writeAll(Deno.stderr, `${lines}\n`).catch(() => {});
+/** Writes all of the text, in UTF-8: one write may take only a part. */
+async function writeAll(writer: Pick<Deno.Conn, "write">, text: string) {
+  let rest = new TextEncoder().encode(text);
+  while (rest.length > 0) rest = rest.subarray(await writer.write(rest));
 }
 
-async function writeAll(writer: Pick<Deno.Conn, "write">, text: string) {
-  let rest = encoder.encode(text);
-  while (rest.length > 0) rest = rest.subarray(await writer.write(rest));
+/** Shows an error, which may quote a peer, without blocking. Never rejects. */
+async function report(error: unknown, prefix = ""): Promise<void> {
+  // An error may have code of its own for being shown, which may throw.
+  const text = await Promise.try(Deno.inspect, error).catch(() => `${error}`)
+    .catch(() => "an error that cannot be shown");
+  const all = prefix + (typeof error === "string" ? error : text);
+  // Indented, so that no line of a message looks like one of ours.
+  const lines = all.split("\n").map(printable).join("\n  ");
+  // Where that fails, there is no other place to say it.
+  await writeAll(Deno.stderr, `${lines}\n`).catch(() => {});
 }
 
 class Failure extends Error {
   code = 1; // that the command ends with
 }
 
-async function reportFailure(error: unknown): Promise<number> {
-  if (!(error instanceof Failure)) throw error;
-  await report(`error: ${error.message}`);
-  return error.code;
-}
-
-type Texts = Record<string, string | number>; // with their defaults
 type Flags = Awaited<ReturnType<typeof readFlags>>;
 
-async function readFlags(args: string[], texts: Texts, switches: string[]) {
-  // Here, so that a program that imports this script needs no JSR, and in full, as
-  // a script that runs alone has no deno.json to look a name up in.
-  // deno-lint-ignore no-import-prefix
-  const parser = import("jsr:@std/cli@^1.0.32/parse-args");
-  const { parseArgs } = await parser.catch(() => {
+/** Reads the script's `FLAGS`. One whose default is `false` takes no value. */
+async function readFlags(args: string[]) {
+  // Here, so that a program that imports this script needs no JSR.
+  // deno-lint-ignore no-import-prefix -- alone, the script has no deno.json
+  const parser = import("jsr:@std/cli@^1.0.32/parse-args").catch(() => {
     const task = `in a clone, use: deno task run ${SCRIPT}`;
     throw new Failure(`@std/cli could not be had from JSR; ${task}`);
   });
+  const { parseArgs } = await parser;
   const wrong = (text: string) =>
     Object.assign(new Failure(`${text}; see --help`), { code: 2 });
-  // It would be on, whatever the value, or the flag behind it.
-  const names = switches.join("|");
-  const valued = RegExp(`^(--(${names})(?==)|-[qh]+(?=.*[^a-zA-Z]))`);
-  const [found] = args.flatMap((arg) => valued.exec(arg)?.[0] ?? []);
-  if (found) throw wrong(`${found} takes no value`);
-  const unexpected: unknown[] = [];
+  // The parser would take `--no-host=x` for `--host=x`.
+  const unexpected: unknown[] = args.filter((arg) => arg.startsWith("--no-"));
+  const names = Object.keys(FLAGS) as Name[];
   const flags = parseArgs(args, {
-    string: Object.keys(texts),
-    boolean: switches,
+    string: names, // the switches, too, or the parser drops a value that one has
     alias: { port: "p", quiet: "q", help: "h" },
-    default: texts,
+    default: FLAGS,
     unknown: (arg: string) => (unexpected.push(arg), false),
   });
-  const empty = Object.keys(texts).find((name) => flags[name] === "");
+  const isSwitch = (name: Name) => FLAGS[name] === false;
+  const valued = names.find((name) => isSwitch(name) && flags[name]);
+  if (valued) throw wrong(`--${valued} takes no value`);
+  const empty = names.find((name) => !isSwitch(name) && flags[name] === "");
   if (empty) throw wrong(`--${empty} needs a value: --${empty}=VALUE`);
   const [extra] = [...unexpected, ...flags._];
   if (extra !== undefined) throw wrong(`unexpected "${extra}"`);
   return {
-    text: (name: string) => `${flags[name]}`,
-    host: () => `${flags["host"]}`.replace(/^\[(.*)\]$/, "$1"), // as a URL has it
-    isOn: (name: string) => Boolean(flags[name]),
-    number(name: string, kind: string, least: number, most: number) {
-      const form = kind === "number" ? /^\d+(\.\d+)?$/ : /^\d+$/;
+    text: (name: Name) => `${flags[name]}`,
+    isOn: (name: Name) => flags[name] === "",
+    number(name: Name, kind: string, least: number, most: number) {
+      const form = kind === "number" ? /^(\d+|\d*\.\d+)$/ : /^\d+$/;
       const value = form.test(this.text(name)) ? Number(this.text(name)) : NaN;
       if (value >= least && value <= most) return value;
       const range = `a ${kind} from ${least} to ${most}`;

@@ -5,7 +5,6 @@ import minimist from "minimist";
 
 interface Options {
   string: string[];
-  boolean: string[];
   alias: Record<string, string>;
   default: Record<string, unknown>;
   unknown: (arg: string) => boolean;
@@ -17,8 +16,10 @@ type Flags = Record<string, unknown> & { _: unknown[] };
 export function parseArgs(args: string[], options: Options): Flags {
   const end = args.includes("--") ? args.indexOf("--") : args.length;
   const flags = minimist(
-    args.map((arg, i) => {
-      if (i >= end) return arg;
+    args.map((given, i) => {
+      if (i >= end) return given;
+      // The original takes --no-x=y for --x=y.
+      const arg = given.replace(/^--no-(?=[^=]+=)/, "--");
       // minimist turns --no-x into x=false by itself, and stumbles over what
       // every object has, such as --toString. Here both are unknown.
       const [, name = ""] = arg.match(/^--([^=.]+)/) ?? [];
