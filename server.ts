@@ -198,23 +198,15 @@ class TcpServer<L extends Deno.Listener | undefined>
 
   constructor(options: ServeOptions<L>) {
     const { hostname = DEFAULTS.hostname, port = DEFAULTS.port } = options;
-    const { handler, maxClients = DEFAULTS.maxClients, signal } = options;
+    const { timeout, limit, noDelay, signal, handler } = options;
     if (typeof handler !== "function") {
       throw new TypeError(`handler is no function: ${handler}`);
     }
-    if (!isCount(maxClients)) {
-      throw new RangeError(
-        `maxClients is no whole number from 1: ${maxClients}`,
-      );
-    }
-    this.#peerOptions = {
-      timeout: checkedTimeout(options.timeout),
-      limit: checkedLimit(options.limit),
-      noDelay: options.noDelay,
-    };
-    signal?.throwIfAborted();
     this.#options = options;
-    this.#maxClients = maxClients;
+    this.#peerOptions = checked({ timeout, limit, noDelay });
+    const { maxClients = DEFAULTS.maxClients } = options;
+    this.#maxClients = checkedCount("maxClients", maxClients);
+    signal?.throwIfAborted();
     // 1. Listen. The kernel keeps clients in the backlog until they are accepted.
     // Deno's default of 511 overflows in a burst, which costs each client that
     // did not fit a second.
@@ -342,11 +334,8 @@ const RESOURCES_ARE_SHORT = ["EMFILE", "ENFILE", "ENOBUFS", "ENOMEM"];
 async function isLostEarly(connection: Deno.Conn): Promise<boolean> {
   if (!isTcp(connection)) return false;
   // The write has taken the error from the socket: no handler would meet it.
-  const isLost = connection.write(new Uint8Array(0)).then(
-    () => false,
-    () => true,
-  );
-  return await isLost;
+  const written = connection.write(new Uint8Array(0));
+  return await written.then(() => false, () => true);
 }
 
 const isTcp = (connection: Deno.Conn): connection is Deno.TcpConn =>
@@ -446,9 +435,9 @@ export class Peer<C extends Deno.Conn = Deno.TcpConn>
     owned.add(connection);
     this.connection = connection;
     try {
-      const { noDelay = true, signal } = options;
-      this.#timeout = checkedTimeout(options.timeout);
-      this.#limit = checkedLimit(options.limit);
+      const { timeout, limit, noDelay, signal } = checked(options);
+      this.#timeout = timeout;
+      this.#limit = limit;
       signal?.throwIfAborted();
       if (signal) this.#listenTo(signal);
       if (noDelay && isTcp(connection)) connection.setNoDelay();
@@ -598,12 +587,8 @@ export class Peer<C extends Deno.Conn = Deno.TcpConn>
     const isFull = this.#filled.length === length;
     if (isFull || rest.length === 0 && length > BUFFER) {
       const isFast = rest.length > 0 && this.#lastCount >= BUFFER;
-      const least = length === 0
-        ? FIRST_BUFFER
-        : isFast
-        ? LARGE_BUFFER
-        : BUFFER;
-      const size = Math.max(least, 2 * rest.length);
+      const least = length > 0 ? BUFFER : FIRST_BUFFER;
+      const size = Math.max(isFast ? LARGE_BUFFER : least, 2 * rest.length);
       if (size !== length) this.#buffer = new Uint8Array(size);
       this.#buffer.set(rest);
       this.#filled = this.#buffer.subarray(0, rest.length);
@@ -746,38 +731,33 @@ export class Peer<C extends Deno.Conn = Deno.TcpConn>
     const refusal = this.#refusal();
     if (refusal) return new Sending(refusal);
     this.#queued += bytes.length;
-    if (this.#parts.push(bytes) === 1) this.#inOrder(this.#sendParts);
+    if (this.#parts.push(bytes) === 1) {
+      this.#lastStep = this.#inOrder(() => this.#sendParts());
+    }
     return new Sending(this.#lastStep!);
   }
 
   /** Half-closes, after what was sent before: the peer reads to an end. */
   closeWrite(): Promise<void> {
     return this.#closesWrite ??= new Sending(
-      this.#refusal() ?? this.#inOrder(this.#halfClose),
+      this.#refusal() ??
+        (this.#lastStep = this.#inOrder(() => this.connection.closeWrite())),
     );
   }
 
-  #inOrder(
-    step: (this: Peer<C>) => Promise<void>,
-  ): Promise<Failed | undefined> {
-    return this.#lastStep = this.#runAfter(this.#lastStep, step);
-  }
-
   /** Never rejects: gives why it failed. Then what comes behind it fails, too. */
-  async #runAfter(
-    before: Promise<Failed | undefined> | undefined,
-    step: (this: Peer<C>) => Promise<void>,
-  ): Promise<Failed | undefined> {
+  async #inOrder(step: () => Promise<void>): Promise<Failed | undefined> {
     this.#steps++;
-    if (before) await before;
+    if (this.#lastStep) await this.#lastStep;
+    this.#sendTime.start(this.#timeout);
     try {
-      this.#sendTime.start(this.#timeout);
-      if (!this.#failure) await step.call(this);
+      if (!this.#failure) await step();
     } catch (error) {
       // After an early end, it is there, with its reason.
       this.#failure ??= { error, isTold: false };
     }
     this.#sendTime.stop();
+    if (this.#failure) this.#parts = [];
     if (--this.#steps === 0) this.#lastStep = undefined;
     return this.#failure;
   }
@@ -791,10 +771,6 @@ export class Peer<C extends Deno.Conn = Deno.TcpConn>
       this.#queued -= count;
       this.#sendTime.restart(this.#timeout);
     }
-  }
-
-  #halfClose(): Promise<void> {
-    return this.connection.closeWrite();
   }
 
   /** Why no more can be sent. */
@@ -820,7 +796,8 @@ export class Peer<C extends Deno.Conn = Deno.TcpConn>
    * @throws {RangeError} If they are no number above 0.
    */
   renew(timeout: number = this.#timeout): void {
-    this.#timeout = checkedTimeout(timeout);
+    checkTimeout(timeout);
+    this.#timeout = timeout;
     this.#readTime.restart(timeout);
     this.#sendTime.restart(timeout);
   }
@@ -878,6 +855,7 @@ export class Peer<C extends Deno.Conn = Deno.TcpConn>
 
   async #close(): Promise<void> {
     this.#isClosing = true;
+    this.#readTime.stop(); // of a read that nobody awaits
     const isDone = this.#input !== "open" && this.#steps === 0;
     if (!isDone && !this.#isClosed) await this.#finish(new Wait(this));
     if (!this.#isClosed) this.#closeNow();
@@ -927,6 +905,8 @@ interface Failed {
   isTold: boolean;
 }
 
+type Step<A, B> = ((value: A) => B | PromiseLike<B>) | null | undefined;
+
 /** What `send` gives. It ends no program, and notes who waits for it. */
 class Sending implements Promise<void> {
   readonly [Symbol.toStringTag] = "Promise";
@@ -938,8 +918,8 @@ class Sending implements Promise<void> {
 
   // `await` calls it, too.
   then<A = void, B = never>(
-    onSent?: ((value: void) => A | PromiseLike<A>) | null,
-    onFailure?: ((error: unknown) => B | PromiseLike<B>) | null,
+    onSent?: Step<void, A>,
+    onFailure?: Step<unknown, B>,
   ): Promise<A | B> {
     return this.#sent.then((failed) => {
       if (!failed) return onSent ? onSent() : undefined as A;
@@ -949,10 +929,8 @@ class Sending implements Promise<void> {
     });
   }
 
-  catch<B = never>(
-    step?: ((error: unknown) => B | PromiseLike<B>) | null,
-  ): Promise<void | B> {
-    return this.then(undefined, step);
+  catch<B = never>(onFailure?: Step<unknown, B>): Promise<void | B> {
+    return this.then(undefined, onFailure);
   }
 
   finally(step?: (() => void) | null): Promise<void> {
@@ -990,9 +968,7 @@ class Wait {
   }
 
   look(): void {
-    if (looks <= this.#lastLook) {
-      return;
-    }
+    if (looks <= this.#lastLook) return;
     this.stop();
     this.#peer.end(new DOMException("time is up", "TimeoutError"));
   }
@@ -1035,19 +1011,25 @@ function quiet<T>(promise: Promise<T>): Promise<T> {
   return promise;
 }
 
-function checkedTimeout(timeout: unknown = DEFAULTS.timeout): number {
-  if (typeof timeout === "number" && timeout > 0) return timeout;
+/** The options, with defaults. */
+function checked(options: PeerOptions) {
+  const { timeout = DEFAULTS.timeout, limit = DEFAULTS.limit } = options;
+  const { noDelay = true, signal } = options;
+  checkTimeout(timeout);
+  return { timeout, limit: checkedCount("limit", limit), noDelay, signal };
+}
+
+function checkTimeout(timeout: unknown): void {
+  if (typeof timeout === "number" && timeout > 0) return;
   throw new RangeError(`timeout is no number above 0: ${timeout}`);
 }
 
-function checkedLimit(limit: unknown = DEFAULTS.limit): number {
-  if (isCount(limit)) return limit;
-  throw new RangeError(`limit is no whole number from 1: ${limit}`);
+function checkedCount(name: "limit" | "maxClients", count: unknown): number {
+  if (typeof count === "number" && count >= 1) {
+    if (Number.isInteger(count) || count === Infinity) return count;
+  }
+  throw new RangeError(`${name} is no whole number from 1: ${count}`);
 }
-
-const isCount = (value: unknown): value is number =>
-  typeof value === "number" && value >= 1 &&
-  (Number.isInteger(value) || value === Infinity);
 
 /**
  * Calls back at the first stop signal: Ctrl-C, or SIGTERM. From a tenth of a second
@@ -1103,11 +1085,9 @@ export function showError(error: unknown, client: Peer<Deno.Conn>): void {
     error instanceof Error && error === client.signal.reason;
   const { localAddr, remoteAddr } = client.connection;
   // Over Unix sockets, a client has no address of its own.
-  const address = "hostname" in remoteAddr
-    ? format(remoteAddr)
-    : "path" in localAddr
+  const address = "path" in localAddr
     ? localAddr.path
-    : localAddr.transport;
+    : format(remoteAddr as Deno.NetAddr);
   report(isShort ? `${error}` : error, `${address} `).then(() => unshown--);
 }
 
