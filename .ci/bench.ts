@@ -65,12 +65,13 @@ async function started([command, ...args]: string[]) {
   const quiet = { stdout: "null", stderr: "null" } as const;
   const options = { args: [...args, `${port}`], ...quiet };
   const program = new Deno.Command(command!, options).spawn();
-  for (;;) {
+  for (let tries = 0; tries < 400; tries++) {
     const connection = await Deno.connect({ port }).catch(() => {});
     connection?.close();
     if (connection) return { program, port };
     await new Promise((resolve) => setTimeout(resolve, 25));
   }
+  throw new Error(`it does not listen: ${command} ${options.args.join(" ")}`);
 }
 
 /** CPU time of a process in ms, where the system tells it (Linux does). */
