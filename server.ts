@@ -562,9 +562,8 @@ export class Peer<C extends Deno.Conn = Deno.TcpConn>
     try {
       const count = await this.connection.read(this.#room());
       if (count === null) this.#input = this.#endOfInput();
+      else this.#filled = this.#buffer.subarray(0, this.#filled.length + count);
       this.#lastCount = count ?? 0;
-      const length = this.#filled.length + this.#lastCount;
-      this.#filled = this.#buffer.subarray(0, length);
     } catch (error) {
       this.#input = { error, isTold: true };
     }
@@ -582,16 +581,17 @@ export class Peer<C extends Deno.Conn = Deno.TcpConn>
 
   /** Where the next bytes go. */
   #room(): Uint8Array<ArrayBuffer> {
-    const rest = this.buffered;
+    const kept = this.#filled.length - this.#start; // bytes
     const { length } = this.#buffer;
     const isFull = this.#filled.length === length;
-    if (isFull || rest.length === 0 && length > BUFFER) {
-      const isFast = rest.length > 0 && this.#lastCount >= BUFFER;
+    if (isFull || kept === 0 && length > BUFFER) {
+      const isFast = kept > 0 && this.#lastCount >= BUFFER;
       const least = length > 0 ? BUFFER : FIRST_BUFFER;
-      const size = Math.max(isFast ? LARGE_BUFFER : least, 2 * rest.length);
+      const size = Math.max(isFast ? LARGE_BUFFER : least, 2 * kept);
+      const rest = this.buffered;
       if (size !== length) this.#buffer = new Uint8Array(size);
       this.#buffer.set(rest);
-      this.#filled = this.#buffer.subarray(0, rest.length);
+      this.#filled = this.#buffer.subarray(0, kept);
       this.#start = 0;
     }
     return this.#buffer.subarray(this.#filled.length);
