@@ -129,7 +129,8 @@ export interface ServeOptions<L extends Deno.Listener | undefined = undefined>
   port?: number | undefined;
   /**
    * Where to accept instead, such as what `Deno.listenTls` gives. The server closes
-   * it, also where `serve` throws. If you close it, that is a shutdown.
+   * it, also where `serve` throws. If you close it, that is a shutdown, when it would
+   * accept the next client.
    */
   listener?: L | undefined;
   /** Clients served at once, 1024 by default, or `Infinity`. Others wait. */
@@ -234,7 +235,7 @@ class TcpServer<L extends Deno.Listener | undefined>
         // Where it is stopping, it came at the last moment.
         if (isLost || this.#isStopping) connection[Symbol.dispose]();
         // Not awaited, or one client would hold up the next. Never rejects.
-        else this.#serve(new Peer(connection, this.#peerOptions));
+        else this.#serve(connection);
       } catch (error) {
         if (!this.#isStopping) await this.#onAcceptError(error);
       }
@@ -264,11 +265,19 @@ class TcpServer<L extends Deno.Listener | undefined>
   }
 
   /** Serves one client, from its acceptance to its close. Never rejects. */
-  async #serve(peer: Peer<Deno.Conn>): Promise<void> {
-    const client = peer as Peer<ConnectionOf<L>>;
+  async #serve(connection: Deno.Conn): Promise<void> {
     const { handler, onError = showError } = this.#options;
+    let client: Peer<ConnectionOf<L>>;
+    try {
+      client = new Peer(connection as ConnectionOf<L>, this.#peerOptions);
+    } catch (error) { // It has closed the connection. A client may be gone already.
+      if (!isOneOf([...ONE_IS_LOST, "BadResource", "EINVAL"], error)) {
+        report(error);
+      }
+      return;
+    }
     const place = this.#freePlaces.pop() ?? this.#clients.length;
-    this.#clients[place] = peer;
+    this.#clients[place] = client;
     let failure: { error: unknown } | undefined; // the first, which says why
     try {
       await handler(client); // 3 to 5.
@@ -347,9 +356,14 @@ const isCut = ({ signal }: Peer<Deno.Conn>, error: unknown): boolean =>
   isOneOf(["BadResource", "Interrupted", "AbortError"], error);
 
 /** By class or code. */
-const isOneOf = (names: string[], error: unknown): boolean =>
-  error instanceof Error && (names.includes(error.name) ||
-    "code" in error && names.includes(`${error.code}`));
+function isOneOf(names: string[], error: unknown): boolean {
+  try {
+    return error instanceof Error && (names.includes(error.name) ||
+      "code" in error && names.includes(`${error.code}`));
+  } catch { // It has code of its own for that, which throws.
+    return false;
+  }
+}
 
 const encoder = new TextEncoder();
 // Without `ignoreBOM`, a text would lose the U+FEFF that it may begin with.
@@ -847,7 +861,7 @@ export class Peer<C extends Deno.Conn = Deno.TcpConn>
    *   peer's end: a close with unread input is a reset, and can cost what was sent last.
    *
    * @throws {unknown} Why a send failed, or the reason of an early end, where no call
-   * has rejected with it. After the peer's end a failed send is none.
+   * has rejected with it, and the peer's end was not read since.
    */
   [Symbol.asyncDispose](): Promise<void> {
     return this.#closing ??= this.#close();
@@ -953,7 +967,7 @@ class Wait {
     this.#lastLook = looks + Math.ceil(milliseconds / LOOK) + 1;
     if (this.#place >= 0) return;
     this.#place = waits.push(this) - 1;
-    if (looking === undefined) startLooking();
+    if (waits.length === 1) startLooking();
   }
 
   restart(milliseconds: number): void {
@@ -965,6 +979,9 @@ class Wait {
     const last = waits.pop()!;
     if (last !== this) waits[last.#place = this.#place] = last;
     this.#place = -1;
+    if (waits.length > 0) return;
+    clearInterval(looking);
+    looking = undefined;
   }
 
   look(): void {
@@ -974,18 +991,18 @@ class Wait {
   }
 }
 
+// Time is counted in looks. In a standstill (Ctrl-Z, a paused container, a handler
+// that computes) there are none, so it moves all ends by as much, and what came
+// meanwhile is read before the next one.
 const LOOK = 50; // milliseconds
-const waits: Wait[] = [];
+const waits: Wait[] = []; // No `Set`, either: see `#clients`.
 let looks = 0;
-let looking: ReturnType<typeof setInterval> | undefined;
+let looking: ReturnType<typeof setInterval> | undefined; // while there are waits
 
 function startLooking(): void {
   looking = setInterval(() => {
     looks++;
     for (const wait of [...waits]) wait.look();
-    if (waits.length > 0) return;
-    clearInterval(looking);
-    looking = undefined;
   }, LOOK);
   Deno.unrefTimer(looking as unknown as number); // It holds no program.
 }
@@ -1080,15 +1097,16 @@ export function onStopSignal(callback: () => unknown): Disposable {
  */
 export function showError(error: unknown, client: Peer<Deno.Conn>): void {
   if (unshown >= 1000) return; // Nobody reads stderr, and more would fill memory.
-  unshown++;
   const isShort = isOneOf(USUAL, error) ||
-    error instanceof Error && error === client.signal.reason;
+    Error.isError(error) && error === client.signal.reason;
   const { localAddr, remoteAddr } = client.connection;
   // Over Unix sockets, a client has no address of its own.
   const address = "path" in localAddr
     ? localAddr.path
     : format(remoteAddr as Deno.NetAddr);
-  report(isShort ? `${error}` : error, `${address} `).then(() => unshown--);
+  unshown++;
+  Promise.try(() => report(isShort ? `${error}` : error, `${address} `))
+    .catch(report).then(() => unshown--); // Its text may throw, too.
 }
 
 let unshown = 0; // errors that stderr has not taken yet
