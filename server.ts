@@ -57,7 +57,7 @@ export async function greet(
   } catch (error) {
     // A client may have replied and gone before it was greeted. Its reply is
     // whole, and still there to be read. Any other error breaks the reply off.
-    if (!isOneOf(["BrokenPipe", "NotConnected"], error)) throw error;
+    if (!isOneOf(HAS_LEFT, error)) throw error;
   }
   return await client.readAll(); // 5. Read the reply to its end.
 }
@@ -75,7 +75,7 @@ const DEFAULTS = {
 export interface PeerOptions {
   /**
    * Milliseconds that the peer may take for each read, and to take some of what it
-   * is sent: 10,000 by default. Its end comes 50 to 100 ms later.
+   * is sent: 10,000 by default. Its end comes 50 to 150 ms later.
    *
    * - What the handler does meanwhile does not count, and neither does a standstill
    *   of the program.
@@ -355,6 +355,9 @@ const isCut = ({ signal }: Peer<Deno.Conn>, error: unknown): boolean =>
   signal.aborted &&
   isOneOf(["BadResource", "Interrupted", "AbortError"], error);
 
+/** What a send meets where the peer has ended, and closed. */
+const HAS_LEFT = ["BrokenPipe", "NotConnected"];
+
 /** By class or code. */
 function isOneOf(names: string[], error: unknown): boolean {
   try {
@@ -453,8 +456,8 @@ export class Peer<C extends Deno.Conn = Deno.TcpConn>
       this.#timeout = timeout;
       this.#limit = limit;
       signal?.throwIfAborted();
-      if (signal) this.#listenTo(signal);
       if (noDelay && isTcp(connection)) connection.setNoDelay();
+      if (signal) this.#listenTo(signal);
     } catch (error) {
       connection[Symbol.dispose]();
       throw error;
@@ -532,8 +535,8 @@ export class Peer<C extends Deno.Conn = Deno.TcpConn>
     isBetweenMessages = false,
   ): Promise<T> {
     try {
-      if (this.#isReading) throw new TypeError("a read is pending: await it");
       this.#throwIfOver();
+      if (this.#isReading) throw new TypeError("a read is pending: await it");
       const taken = take.call(this, count);
       if (taken !== undefined) return Promise.resolve(taken);
     } catch (error) {
@@ -585,11 +588,12 @@ export class Peer<C extends Deno.Conn = Deno.TcpConn>
   }
 
   #endOfInput(): "ended" | Failed {
-    if (this.#failure === undefined) return "ended";
+    const failed = this.#failure;
+    // A send of one's own after `closeWrite` says nothing of the peer.
+    if (!failed || isOneOf(["BadResource"], failed.error)) return "ended";
     // A send has taken the reset from the socket, which looks like an end now.
-    const hasLeft = ["BrokenPipe", "NotConnected", "BadResource"];
-    if (!isOneOf(hasLeft, this.#failure.error)) return this.#failure;
-    this.#failure.isTold = true; // by this end
+    if (!isOneOf(HAS_LEFT, failed.error)) return failed;
+    if (!this.#isClosing) failed.isTold = true; // by this end
     return "ended";
   }
 

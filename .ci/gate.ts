@@ -896,6 +896,20 @@ Deno.test("the pages: what they show of client.ts is what it prints", async () =
   }
 });
 
+Deno.test("the pages: their programs check under the strict options", async () => {
+  for (const page of PAGES) {
+    await using folder = await Folder.create();
+    const all = await programs(page);
+    for (const [name, program] of all) await folder.write(name, program);
+    const args = ["check", "-q", "--config", `${ROOT}/.ci/strict.json`, ...STD];
+    await using check = start(Deno.execPath(), [...args, ...all.keys()], {
+      cwd: folder.path,
+    });
+    await check.ended();
+  }
+});
+
+// With `--filter`, this one fails.
 Deno.test("the pages: each program that has a name was run, above", async () => {
   for (const page of PAGES) {
     const names = [...(await programs(page)).keys()];
@@ -1233,7 +1247,9 @@ interface Session {
   lines: string[]; // that it is shown to print
 }
 
-/** The blocks of a page, and the line that stands before each. */
+const NAME = /`(\w+\.ts)`[:：]$/; // at the end of a line
+
+/** The blocks of a page, and the line with a name that stands above each. */
 async function blocks(page: string) {
   const text = await Deno.readTextFile(`${ROOT}/${page}`);
   const found: { kind: string; lines: string[]; before: string }[] = [];
@@ -1248,7 +1264,8 @@ async function blocks(page: string) {
       before = "";
     } else if (open) open.lines.push(line.replace(open.indent, ""));
     else if (isFence) open = { kind, lines: [], indent };
-    else if (/[^<>]$/.test(line)) before = line;
+    else if (line.startsWith("#")) before = "";
+    else if (NAME.test(line)) before = line;
   }
   return found;
 }
@@ -1257,8 +1274,9 @@ async function blocks(page: string) {
 async function programs(page: string): Promise<Map<string, string>> {
   const found = new Map<string, string>();
   for (const { kind, lines, before } of await blocks(page)) {
-    const [, name] = before.match(/`([\w.]+\.ts)`[:：]$/) ?? [];
-    if (kind !== "ts" || !name) continue;
+    if (kind !== "ts") continue;
+    const [, name] = before.match(NAME) ?? [];
+    assert(name, `${page} has a program without a name:\n${lines.join("\n")}`);
     assert(!found.has(name), `${page} has two programs with the name ${name}`);
     found.set(name, `${lines.join("\n")}\n`);
   }
@@ -1374,8 +1392,9 @@ class Folder implements AsyncDisposable {
 
   /** A console of the page shows this; of an error, perhaps its first lines. */
   assertShown(name: string, printed: string): void {
-    const shown = this.#sessions.filter(({ file }) => file === name)
-      .map(({ lines }) => `${lines.join("\n")}\n`);
+    const shown = this.#sessions
+      .filter(({ file, lines }) => lines.length && ["", name].includes(file))
+      .map(({ lines }) => `${lines.join("\n")}\n`.replace("8888", this.port));
     const isShown = shown.some((text) =>
       text === printed || text.includes("error: ") && printed.startsWith(text)
     );
