@@ -441,6 +441,8 @@ export class Peer<C extends Deno.Conn = Deno.TcpConn>
   #controller: AbortController | undefined; // made where `signal` is asked for
 
   /**
+   * Takes over a connection.
+   *
    * @throws {TypeError} If the connection has a `Peer` already, which it leaves alone.
    * @throws {RangeError} If an option is out of its range. The connection is closed.
    * @throws {Error} The reason of an aborted `signal`. The connection is closed.
