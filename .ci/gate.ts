@@ -3,7 +3,7 @@
  * permissions than net, and each program of the two pages. One rule a test.
  *
  * - {@linkcode Process}: a program that was started. What it printed on stderr stands
- *   in each failure, and it is killed at the end of its test.
+ *   in its failures, or else in the output of its test, at whose end it is killed.
  * - {@linkcode Client}: a raw TCP peer. It knows nothing of `server.ts`.
  * - {@linkcode Folder}: a temporary one, with copies of both scripts, and programs.
  *
@@ -983,8 +983,8 @@ async function listening(server: Process): Promise<string> {
 
 /** A program that was started. It is killed at the end of the block. */
 class Process implements AsyncDisposable {
-  /** What came on stderr. */
-  errors = "";
+  #errors = ""; // what came on stderr
+  #isSeen = false; // by the test
   readonly #name: string;
   readonly #isDetached: boolean;
   readonly #hasStdin: boolean;
@@ -1015,7 +1015,13 @@ class Process implements AsyncDisposable {
 
   async #collectErrors(): Promise<void> {
     const texts = this.#child.stderr.pipeThrough(new TextDecoderStream());
-    for await (const text of texts) this.errors += text;
+    for await (const text of texts) this.#errors += text;
+  }
+
+  /** What came on stderr. */
+  get errors(): string {
+    this.#isSeen = true;
+    return this.#errors;
   }
 
   /** The next line of its output. */
@@ -1100,6 +1106,10 @@ class Process implements AsyncDisposable {
     await this.closeOutput();
     await this.#child.status;
     await this.#errorsEnded;
+    // Among the output of this test, perhaps beside the failure of a peer's.
+    if (this.#errors && !this.#isSeen) {
+      console.error(`${this.#name} on stderr:\n${this.#errors}`);
+    }
   }
 }
 
