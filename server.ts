@@ -372,8 +372,8 @@ const encoder = new TextEncoder();
 // Without `ignoreBOM`, a text would lose the U+FEFF that it may begin with.
 const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
 
-// What a Peer reads into. A silent one holds little; a message that comes fast is
-// read in large pieces.
+// What a Peer reads into. A silent one holds little; what comes fast is read in large
+// pieces.
 const FIRST_BUFFER = 128, BUFFER = 4096, LARGE_BUFFER = 65_536; // bytes
 const EMPTY = new Uint8Array(0);
 const MOST_QUEUED = 2 ** 24; // bytes that may wait to be sent
@@ -605,7 +605,7 @@ export class Peer<C extends Deno.Conn = Deno.TcpConn>
     const { length } = this.#buffer;
     const isFull = this.#filled.length === length;
     if (isFull || kept === 0 && length > BUFFER) {
-      const isFast = kept > 0 && this.#lastCount >= BUFFER;
+      const isFast = (kept > 0 || isFull) && this.#lastCount >= BUFFER;
       const least = length > 0 ? BUFFER : FIRST_BUFFER;
       const size = Math.max(isFast ? LARGE_BUFFER : least, 2 * kept);
       const rest = this.buffered;
@@ -703,7 +703,8 @@ export class Peer<C extends Deno.Conn = Deno.TcpConn>
     if (this.#input === "ended") return true;
     const { error } = this.#input;
     // Over TLS, many peers leave without `close_notify`. It may also be a cut.
-    const isCut = error instanceof Deno.errors.UnexpectedEof;
+    const isCut = error instanceof Deno.errors.UnexpectedEof &&
+      !error.message.includes("handshake"); // There it had not begun.
     if (isBetweenMessages && isCut) return true;
     this.#throw(error);
   }
