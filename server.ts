@@ -702,10 +702,11 @@ export class Peer<C extends Deno.Conn = Deno.TcpConn>
     if (this.#input === "open") return false;
     if (this.#input === "ended") return true;
     const { error } = this.#input;
-    // Over TLS, many peers leave without `close_notify`. It may also be a cut.
-    const isCut = error instanceof Deno.errors.UnexpectedEof &&
-      !error.message.includes("handshake"); // There it had not begun.
-    if (isBetweenMessages && isCut) return true;
+    // Over TLS, many peers leave without this word; within a message it may be a cut.
+    // An end in the handshake has another text.
+    const isUnsaid = error instanceof Deno.errors.UnexpectedEof &&
+      error.message.includes("close_notify");
+    if (isBetweenMessages && isUnsaid) return true;
     this.#throw(error);
   }
 
