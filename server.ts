@@ -50,7 +50,7 @@ export async function greet(
   greeting: string | Uint8Array,
 ): Promise<string> {
   try {
-    await client.send(greeting); // 3. Greet.
+    client.send(greeting); // 3. Greet. Where that fails, so does the next step.
     // 4. Half-close, Python's `shutdown(SHUT_WR)`. A close would shut the reply out,
     // and without either the client could not tell where the greeting ends.
     await client.closeWrite();
@@ -383,8 +383,8 @@ const TLS_RECORD = 16_384; // bytes
 const MOST_TIME_TO_SEND = 10_000; // milliseconds, of the close
 const LINGERING = 900; // milliseconds, and at most two looks more
 
-/** Connections that a Peer owns. */
-const owned = new WeakSet<Deno.Conn>();
+/** Marks a connection that a Peer owns. A `WeakSet` costs a busy server more. */
+const OWNED = Symbol("owned by a Peer");
 
 /**
  * One connection, on either side: what is read and sent on it, its time, its end.
@@ -451,10 +451,9 @@ export class Peer<C extends Deno.Conn = Deno.TcpConn>
    * @throws {Error} The reason of an aborted `signal`. The connection is closed.
    */
   constructor(connection: C, options: PeerOptions = {}) {
-    if (owned.has(connection)) {
-      throw new TypeError("this connection has a Peer already");
-    }
-    owned.add(connection);
+    const own = connection as { [OWNED]?: boolean };
+    if (own[OWNED]) throw new TypeError("this connection has a Peer already");
+    own[OWNED] = true;
     this.connection = connection;
     try {
       const { timeout, limit, noDelay, signal } = checked(options);
@@ -756,7 +755,7 @@ export class Peer<C extends Deno.Conn = Deno.TcpConn>
     if (refusal) return new Sending(refusal);
     this.#queued += bytes.length;
     if (this.#parts.push(bytes) === 1) {
-      this.#lastStep = this.#inOrder(() => this.#sendParts());
+      this.#lastStep = this.#inOrder(false);
     }
     return new Sending(this.#lastStep!);
   }
@@ -765,29 +764,30 @@ export class Peer<C extends Deno.Conn = Deno.TcpConn>
   closeWrite(): Promise<void> {
     return this.#closesWrite ??= new Sending(
       this.#refusal() ??
-        (this.#lastStep = this.#inOrder(() => this.connection.closeWrite())),
+        (this.#lastStep = this.#inOrder(true)),
     );
   }
 
   /** Never rejects: gives why it failed. Then what comes behind it fails, too. */
-  async #inOrder(step: () => Promise<void>): Promise<Failed | undefined> {
+  async #inOrder(isLast: boolean): Promise<Failed | undefined> {
     this.#steps++;
     if (this.#lastStep) await this.#lastStep;
     this.#sendTime.start(this.#timeout);
     try {
-      if (!this.#failure) await step();
+      if (this.#failure) this.#parts = [];
+      else if (isLast) await this.connection.closeWrite();
+      else await this.#sendParts();
     } catch (error) {
       // After an early end, it is there, with its reason.
       this.#failure ??= { error, isTold: false };
     }
     this.#sendTime.stop();
-    if (this.#failure) this.#parts = [];
     if (--this.#steps === 0) this.#lastStep = undefined;
     return this.#failure;
   }
 
   async #sendParts(): Promise<void> {
-    let rest = joined(this.#parts);
+    let rest = this.#parts.length === 1 ? this.#parts[0]! : joined(this.#parts);
     this.#parts = [];
     while (rest.length > 0) { // One write may take only a part.
       const count = await this.connection.write(
@@ -1024,9 +1024,8 @@ function startLooking(): void {
 
 function nothing(): void {}
 
-/** Not a `Blob`, which takes seconds for a million parts. */
+/** Not a `Blob`, which takes seconds for many parts. */
 function joined(parts: Uint8Array[]): Uint8Array {
-  if (parts.length === 1) return parts[0]!;
   const length = parts.reduce((sum, part) => sum + part.length, 0);
   const all = new Uint8Array(length);
   let end = 0;
