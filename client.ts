@@ -2,8 +2,9 @@
 /**
  * A TCP client: it connects to a server, reads its greeting, sends a reply, and
  * closes. Steps 2 to 6 stand in {@linkcode exchange}; step 1, to listen, is the
- * server's. As a command: `deno run --allow-net client.ts`. For a protocol of your
- * own, take `Peer` from `server.ts`.
+ * server's. As a command: `deno run --allow-net client.ts`.
+ *
+ * For a protocol of your own, take `Peer` from `server.ts`.
  *
  * @module
  */
@@ -56,7 +57,7 @@ export async function exchange(options: ExchangeOptions = {}): Promise<string> {
   // reply. So half-close, and drop what still comes, for a second at most. An error
   // is no failure any more: a server that has closed answers a reply with a reset.
   await time.wait(halfCloseAndDrop(connection), 1_000).catch(() => {});
-  return greeting; // Here `using` closes, as after any error.
+  return greeting; // `using` closes here, and on every error.
 }
 
 /** Options of {@linkcode exchange}. */
@@ -116,14 +117,14 @@ async function readGreeting(
   }
 }
 
-/** Where a read of the greeting is still pending, that one gets its bytes first. */
+/** A read of the greeting may be pending: what comes first goes to it. */
 async function halfCloseAndDrop(connection: Deno.Conn): Promise<void> {
   await connection.closeWrite();
   const dropped = new Uint8Array(4096);
   while (await connection.read(dropped) !== null);
 }
 
-const SILENCE = Symbol("silence"); // what a wait of limited length rejects with
+const SILENCE = Symbol("silence"); // where a wait is over, but not the whole time
 
 /**
  * The server's time, which runs while the server is waited for. It is counted in
@@ -147,7 +148,10 @@ function timeOfServer(timeout: number) {
       const isUp = --looksLeft <= 0;
       if (--looksLeftHere > 0 && !isUp) return;
       // One turn later: after a standstill, what has come is read first.
-      setTimeout(late.reject, 0, isUp ? timeIsUp : SILENCE);
+      setTimeout(() => {
+        if (isUp) over.abort();
+        late.reject(isUp ? timeIsUp : SILENCE);
+      }, 0);
     };
     return await Promise.race([promise, late.promise])
       .finally(() => look = () => {});

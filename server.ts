@@ -24,9 +24,9 @@
  * From top to bottom:
  *
  * - {@linkcode greet}: steps 3 to 5, the exchange with one client
- * - {@linkcode serve}: step 1, listen, step 2, accept, and step 6, close, around it
+ * - {@linkcode serve}: the server around it: listen (1), accept (2), close (6)
  * - {@linkcode Peer}: one connection, with what is read, sent and waited for on it
- * - {@linkcode onStopSignal} and {@linkcode showError}: what most servers need beside
+ * - {@linkcode onStopSignal} and {@linkcode showError}: what most servers also need
  * - {@linkcode main}: the command
  *
  * @module
@@ -57,7 +57,7 @@ export async function greet(
   } catch (error) {
     // A client may have replied and gone before it was greeted. Its reply is
     // whole, and still there to be read. Any other error breaks the reply off.
-    if (!isOneOf(HAS_LEFT, error)) throw error;
+    if (!hasLeft(error)) throw error;
   }
   return await client.readAll(); // 5. Read the reply to its end.
 }
@@ -74,24 +74,25 @@ const DEFAULTS = {
 /** Options of a {@linkcode Peer}, and of {@linkcode serve} for each client. */
 export interface PeerOptions {
   /**
-   * Milliseconds that the peer may take for each read, and to take some of what it
-   * is sent: 10,000 by default. Its end comes 50 to 150 ms later.
+   * What the peer may take, in milliseconds: 10,000 by default. It holds for each read
+   * in total, and anew each time it takes some of what is sent.
    *
+   * - The peer is ended 50 to 150 ms after.
    * - What the handler does meanwhile does not count, and neither does a standstill
    *   of the program.
-   * - With `Infinity`, a peer whose machine vanished stays.
+   * - With `Infinity`, a peer whose machine vanished stays for good.
    */
   timeout?: number | undefined;
   /**
-   * Bytes of a line, of `readExactly` and of `readAll`, as a peer may send any number:
-   * 65,536 by default, or `Infinity`. More are `InvalidData`.
+   * The most bytes of a line, of `readExactly`, of `readAll`: 65,536 by default, or
+   * `Infinity`. More rejects with `InvalidData`.
    */
   limit?: number | undefined;
-  /** Aborting it ends the peer with its reason; in `serve` all, and the listener. */
+  /** Aborting it ends the peer with its reason. In `serve` it ends all, and accepting. */
   signal?: AbortSignal | undefined;
   /**
    * Turns off Nagle's algorithm, which holds small writes back: true by default. Over
-   * TLS it stays on: send a message in one call, as two took 88 ms there and back.
+   * TLS it stays on. There, send a message in one call: a second part waits.
    */
   noDelay?: boolean | undefined;
 }
@@ -116,9 +117,12 @@ export interface ServeOptions<L extends Deno.Listener | undefined = undefined>
    */
   handler: (client: Peer<ConnectionOf<NoInfer<L>>>) => unknown;
   /**
-   * Called, after the close, with what a handler throws, or the reason of an early
-   * end, or why a send failed that nobody awaited: {@linkcode showError} by default.
-   * It is not waited for, and what it throws is shown on stderr.
+   * Called once, after the close, where a client failed: {@linkcode showError} by
+   * default. It is not waited for, and what it throws is shown on stderr. It gets:
+   *
+   * - what the handler threw
+   * - or the reason of an early end, which no call has rejected with
+   * - or why a send failed that nobody awaited
    */
   onError?:
     | ((error: unknown, client: Peer<ConnectionOf<NoInfer<L>>>) => unknown)
@@ -129,8 +133,8 @@ export interface ServeOptions<L extends Deno.Listener | undefined = undefined>
   port?: number | undefined;
   /**
    * Where to accept instead, such as what `Deno.listenTls` gives. The server closes
-   * it, also where `serve` throws. If you close it, that is a shutdown, when it would
-   * accept the next client.
+   * it, also where `serve` throws. If you close it, the server shuts down when it
+   * would next accept.
    */
   listener?: L | undefined;
   /** Clients served at once, 1024 by default, or `Infinity`. Others wait. */
@@ -147,10 +151,12 @@ export interface Server<A extends Deno.Addr = Deno.NetAddr>
   /** Resolves after a shutdown or abort, when all clients are closed. */
   readonly finished: Promise<void>;
   /**
-   * Accepts no more, resets who waits in the kernel's queue, calls `stop()` of each
-   * client, and resolves with `finished`. Who is left after `grace` milliseconds is
-   * ended, with a `DOMException` named `AbortError`; without it, all are waited for.
-   * A later call can still say so.
+   * Accepts no more, and resets who waits in the kernel's queue. It calls `stop()` of
+   * each client, and resolves with `finished`.
+   *
+   * - Who is left after `grace` milliseconds is ended, with a `DOMException` named
+   *   `AbortError`. Without it, all are waited for.
+   * - A later call can set a grace.
    */
   shutdown(grace?: number): Promise<void>;
 }
@@ -188,8 +194,8 @@ class TcpServer<L extends Deno.Listener | undefined>
   readonly #peerOptions: PeerOptions;
   readonly #maxClients: number;
   readonly #listener: Deno.Listener;
-  // Until their close. A `Set` keeps those who left alive, until its table is
-  // collected: a busy server's CPU shows it.
+  // Each until its close. With a `Set`, those who left are kept alive by old tables of
+  // it: CPU rises by a tenth, which `deno task bench` shows.
   readonly #clients: (Peer<Deno.Conn> | undefined)[] = [];
   readonly #freePlaces: number[] = []; // among them
   #accepted = 0; // clients since the start
@@ -214,7 +220,7 @@ class TcpServer<L extends Deno.Listener | undefined>
     const address = { hostname, port, tcpBacklog: 4096 };
     this.#listener = options.listener ?? Deno.listen(address);
     this.addr = this.#listener.addr as AddressOf<L>;
-    signal?.addEventListener("abort", this.#abort); // one, not one a client
+    signal?.addEventListener("abort", this.#abort); // one for all clients
     this.finished = this.#acceptAll();
   }
 
@@ -231,7 +237,7 @@ class TcpServer<L extends Deno.Listener | undefined>
       try {
         const connection = await this.#listener.accept(); // 2. Accept.
         const isLost = ++this.#accepted % 32 === 0 &&
-          await isLostEarly(connection);
+          await isLostWhilePaced(connection);
         // Where it is stopping, it came at the last moment.
         if (isLost || this.#isStopping) connection[Symbol.dispose]();
         // Not awaited, or one client would hold up the next. Never rejects.
@@ -244,7 +250,7 @@ class TcpServer<L extends Deno.Listener | undefined>
     this.#options.signal?.removeEventListener("abort", this.#abort);
   }
 
-  /** Only `#acceptAll` waits, so one is to be told. */
+  /** Only `#acceptAll` waits here: one callback is enough. */
   #untilOneLeaves(): Promise<void> {
     return new Promise((resolve) => this.#tellThatOneLeft = resolve);
   }
@@ -282,7 +288,9 @@ class TcpServer<L extends Deno.Listener | undefined>
     try {
       await handler(client); // 3 to 5.
     } catch (error) {
-      failure = { error: isCut(client, error) ? client.signal.reason : error };
+      failure = {
+        error: wasEnded(client, error) ? client.signal.reason : error,
+      };
     }
     try {
       await client[Symbol.asyncDispose](); // 6. Close, on every path.
@@ -306,8 +314,7 @@ class TcpServer<L extends Deno.Listener | undefined>
     for (const client of this.#clients) client?.stop();
     if (grace < 2 ** 31) { // A longer timer fires at once.
       const reason = new DOMException("the server shuts down", "AbortError");
-      const endAll = () => this.#endAll(reason);
-      const timer = setTimeout(endAll, Math.max(0, grace));
+      const timer = setTimeout(this.#endAll, Math.max(0, grace), reason);
       this.finished.then(() => clearTimeout(timer)); // never rejects
     }
     return this.finished;
@@ -319,9 +326,9 @@ class TcpServer<L extends Deno.Listener | undefined>
     this.#endAll(this.#options.signal?.reason);
   };
 
-  #endAll(reason: unknown): void {
+  readonly #endAll = (reason: unknown): void => {
     for (const client of this.#clients) client?.end(reason);
-  }
+  };
 }
 
 /** By class or code: where accepting meets these, only one client is lost. */
@@ -333,16 +340,14 @@ const ONE_IS_LOST = [
 const RESOURCES_ARE_SHORT = ["EMFILE", "ENFILE", "ENOBUFS", "ENOMEM"];
 
 /**
- * Waits until a fresh client can be written to. Gives whether it is lost already.
- *
- * Deno learns only in a turn of its event loop that a connection can be written to,
- * and while it accepts others such turns are rare: of thousands of clients, some
- * would wait for a second. A write of nothing ends with that turn. Over TLS it would
- * wait for the peer's handshake.
+ * Paces accepting, by a write of nothing, and gives whether the client is lost. Deno
+ * learns only in a turn of its event loop that a fresh connection can be written to,
+ * and while it accepts others such turns are rare: of thousands of clients, some would
+ * wait for a second. Over TLS, the write would wait for the peer's handshake.
  */
-async function isLostEarly(connection: Deno.Conn): Promise<boolean> {
+async function isLostWhilePaced(connection: Deno.Conn): Promise<boolean> {
   if (!isTcp(connection)) return false;
-  // The write has taken the error from the socket: no handler would meet it.
+  // Where it fails, it takes the error from the socket: no handler would meet it.
   const written = connection.write(new Uint8Array(0));
   return await written.then(() => false, () => true);
 }
@@ -351,19 +356,20 @@ const isTcp = (connection: Deno.Conn): connection is Deno.TcpConn =>
   "setNoDelay" in connection; // not TLS, not Unix
 
 /** Whether the error comes from the early end of a peer. */
-const isCut = ({ signal }: Peer<Deno.Conn>, error: unknown): boolean =>
+const wasEnded = ({ signal }: Peer<Deno.Conn>, error: unknown): boolean =>
   signal.aborted &&
   isOneOf(["BadResource", "Interrupted", "AbortError"], error);
 
-/** What a send meets where the peer has ended, and closed. */
-const HAS_LEFT = ["BrokenPipe", "NotConnected"];
+/** Whether a send failed as the peer had ended, and closed. */
+const hasLeft = (error: unknown) =>
+  isOneOf(["BrokenPipe", "NotConnected"], error);
 
 /** By class or code. */
 function isOneOf(names: string[], error: unknown): boolean {
   try {
     return error instanceof Error && (names.includes(error.name) ||
       "code" in error && names.includes(`${error.code}`));
-  } catch { // It has code of its own for that, which throws.
+  } catch { // A getter of the error threw.
     return false;
   }
 }
@@ -377,11 +383,11 @@ const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
 const FIRST_BUFFER = 128, BUFFER = 4096, LARGE_BUFFER = 65_536; // bytes
 const EMPTY = new Uint8Array(0);
 const MOST_QUEUED = 2 ** 24; // bytes that may wait to be sent
-const MOST_PARTS = 2 ** 17; // that these may come in
+const MOST_PARTS = 2 ** 17; // sends that may wait
 // Deno 2.9.6 panics where a TLS peer resets while it writes more at once.
 const TLS_RECORD = 16_384; // bytes
 const MOST_TIME_TO_SEND = 10_000; // milliseconds, of the close
-const LINGERING = 900; // milliseconds, and at most two looks more
+const LINGERING = 900; // milliseconds; in steps of 50, a second at most
 
 /** Marks a connection that a Peer owns. A `WeakSet` costs a busy server more. */
 const OWNED = Symbol("owned by a Peer");
@@ -415,7 +421,7 @@ export class Peer<C extends Deno.Conn = Deno.TcpConn>
   // What is read
   #buffer = EMPTY;
   #filled = EMPTY; // the part of it that was read into
-  #start = 0; // where what is not taken yet starts in it
+  #start = 0; // the first byte of it that is not taken
   #searched = 0; // bytes from there that have no line end
   #lastCount = 0; // bytes of the last read
   #filling: Promise<void> | undefined; // a read of the connection
@@ -425,7 +431,7 @@ export class Peer<C extends Deno.Conn = Deno.TcpConn>
   readonly #readTime = new Wait(this);
 
   // What is sent
-  #lastStep: Promise<Failed | undefined> | undefined; // of what was sent last
+  #lastStep: Promise<Failed | undefined> | undefined; // after which all is sent
   #steps = 0; // that have not settled
   #parts: Uint8Array[] = []; // of the next step: in a row, they go in one write
   #queued = 0; // bytes
@@ -435,12 +441,9 @@ export class Peer<C extends Deno.Conn = Deno.TcpConn>
   // Its end
   #isStopping = false;
   #isEnded = false; // by `end`
-  #isClosing = false; // Nothing more is sent.
-  #isLingering = false; // All is sent.
-  #isClosed = false;
+  #state: "open" | "sending the rest" | "lingering" | "closed" = "open";
   #closing: Promise<void> | undefined; // set by the disposal
   #failure: Failed | undefined; // the reason of `end`, or why a send failed
-  #stopListening = nothing; // to the option `signal`
   #controller: AbortController | undefined; // made where `signal` is asked for
 
   /**
@@ -461,7 +464,9 @@ export class Peer<C extends Deno.Conn = Deno.TcpConn>
       this.#limit = limit;
       signal?.throwIfAborted();
       if (noDelay && isTcp(connection)) connection.setNoDelay();
-      if (signal) this.#listenTo(signal);
+      signal?.addEventListener("abort", () => this.end(signal.reason), {
+        signal: this.signal, // Every close aborts it, and so ends the listening.
+      });
     } catch (error) {
       connection[Symbol.dispose]();
       throw error;
@@ -470,9 +475,7 @@ export class Peer<C extends Deno.Conn = Deno.TcpConn>
 
   // Reading
 
-  /**
-   * What has come and is not taken: a view, until the next call. Also after the end.
-   */
+  /** What has come and is not taken: a view until the next call, also after the end. */
   get buffered(): Uint8Array<ArrayBuffer> {
     return this.#filled.subarray(this.#start);
   }
@@ -511,9 +514,11 @@ export class Peer<C extends Deno.Conn = Deno.TcpConn>
   }
 
   /**
-   * So many bytes, as a copy. Where they do not come, it rejects with
-   * `UnexpectedEof`; above the limit with `InvalidData`; where it is no whole number
-   * from 0, with a `RangeError`.
+   * So many bytes, as a copy.
+   *
+   * @throws {Deno.errors.UnexpectedEof} If they do not come.
+   * @throws {Deno.errors.InvalidData} If they are more than the limit.
+   * @throws {RangeError} If the count is no whole number from 0.
    */
   readExactly(count: number): Promise<Uint8Array<ArrayBuffer>> {
     return this.#read(this.#takeExactly, count);
@@ -592,12 +597,12 @@ export class Peer<C extends Deno.Conn = Deno.TcpConn>
   }
 
   #endOfInput(): "ended" | Failed {
+    // After a failed send, Deno gives an end also where there was a reset.
     const failed = this.#failure;
     // A send of one's own after `closeWrite` says nothing of the peer.
     if (!failed || isOneOf(["BadResource"], failed.error)) return "ended";
-    // A send has taken the reset from the socket, which looks like an end now.
-    if (!isOneOf(HAS_LEFT, failed.error)) return failed;
-    if (!this.#isClosing) failed.isTold = true; // by this end
+    if (!hasLeft(failed.error)) return failed;
+    if (this.#state === "open") failed.isTold = true; // by this end
     return "ended";
   }
 
@@ -607,7 +612,7 @@ export class Peer<C extends Deno.Conn = Deno.TcpConn>
     const { length } = this.#buffer;
     const isFull = this.#filled.length === length;
     if (isFull || kept === 0 && length > BUFFER) {
-      const isFast = (kept > 0 || isFull) && this.#lastCount >= BUFFER;
+      const isFast = isFull && this.#lastCount >= BUFFER;
       const least = length > 0 ? BUFFER : FIRST_BUFFER;
       const size = Math.max(isFast ? LARGE_BUFFER : least, 2 * kept);
       const rest = this.buffered;
@@ -626,6 +631,7 @@ export class Peer<C extends Deno.Conn = Deno.TcpConn>
   }
 
   #takeNext(): IteratorResult<string, undefined> | undefined {
+    // Before a wait, a stop comes first. In a wait, a line that has begun does.
     const hasBegun = this.#isReading && this.#start < this.#filled.length;
     const isThere = hasBegun || this.#takeHasMore();
     if (isThere === false) return { value: undefined, done: true };
@@ -709,17 +715,17 @@ export class Peer<C extends Deno.Conn = Deno.TcpConn>
     const isUnsaid = error instanceof Deno.errors.UnexpectedEof &&
       error.message.includes("close_notify");
     if (isBetweenMessages && isUnsaid) return true;
-    this.#tell(this.#input);
+    return this.#tell(this.#input);
   }
 
   #throwIfOver(): void {
     if (this.#isEnded) this.#tell(this.#failure!);
-    if (this.#isClosing) {
+    if (this.#state !== "open") {
       throw new Deno.errors.BadResource("the peer is closed");
     }
   }
 
-  /** Throws to a call what then need not be told at the close. */
+  /** Throws it to a caller. The close then says nothing. */
   #tell(failed: Failed): never {
     failed.isTold = true;
     throw failed.error;
@@ -734,7 +740,7 @@ export class Peer<C extends Deno.Conn = Deno.TcpConn>
 
   /**
    * Sends all of it, a text in UTF-8, after what was sent before. Resolves when the
-   * system has taken it: awaiting it slows a speaker down to what the peer reads.
+   * system has taken it: await it, and you send no faster than the peer reads.
    *
    * - Until it resolves, leave the bytes as they are.
    * - Where one send fails, so do those behind it. One that nobody awaited is told at
@@ -748,7 +754,9 @@ export class Peer<C extends Deno.Conn = Deno.TcpConn>
     if (!(bytes instanceof Uint8Array)) {
       throw new TypeError(`neither a text nor bytes: ${typeof data}`);
     }
-    if (this.queued > MOST_QUEUED || this.#parts.length >= MOST_PARTS) {
+    const isTooMuch = this.queued > MOST_QUEUED ||
+      this.#parts.length >= MOST_PARTS;
+    if (isTooMuch && this.#state === "open" && !this.#closesWrite) {
       this.end(new Error("does not read: too much waits to be sent"));
     }
     const refusal = this.#refusal();
@@ -803,7 +811,7 @@ export class Peer<C extends Deno.Conn = Deno.TcpConn>
   #refusal(): Promise<Failed> | undefined {
     if (this.#failure) return Promise.resolve(this.#failure);
     // The end of a handler is no failure of what it has left running.
-    if (this.#isClosing) return this.#refuse("the peer is closed", true);
+    if (this.#state !== "open") return this.#refuse("the peer is closed", true);
     if (this.#closesWrite) return this.#refuse("sent after closeWrite", false);
     return undefined;
   }
@@ -817,8 +825,8 @@ export class Peer<C extends Deno.Conn = Deno.TcpConn>
   // Time, stop, end and close
 
   /**
-   * Starts the time anew for what is waited for now. With milliseconds, they are the
-   * `timeout` from then on.
+   * Starts the time anew for what is waited for now. A number of milliseconds is the
+   * `timeout` from now on.
    *
    * @throws {RangeError} If they are no number above 0.
    */
@@ -851,8 +859,8 @@ export class Peer<C extends Deno.Conn = Deno.TcpConn>
    * by a line end or a length.
    */
   end(reason: unknown): void {
-    if (this.#isClosed) return;
-    if (!this.#isLingering) {
+    if (this.#state === "closed") return;
+    if (this.#state !== "lingering") {
       this.#isEnded = true;
       this.#failure = { error: reason, isTold: false };
     }
@@ -862,12 +870,12 @@ export class Peer<C extends Deno.Conn = Deno.TcpConn>
   /** Aborted at the close, or before by an early end, with its reason. */
   get signal(): AbortSignal {
     this.#controller ??= new AbortController();
-    if (this.#isClosed) this.#abortSignal();
+    if (this.#state === "closed") this.#abortSignal();
     return this.#controller.signal;
   }
 
   /**
-   * Closes without a loss. Does at once what there is to do for a peer that has ended.
+   * Closes without a loss; at once, if the peer has ended.
    *
    * - What is queued is sent, within `timeout`, and ten seconds at most.
    * - Then it half-closes, and drops what still comes, for a second at most, until the
@@ -881,25 +889,27 @@ export class Peer<C extends Deno.Conn = Deno.TcpConn>
   }
 
   async #close(): Promise<void> {
-    this.#isClosing = true;
     this.#readTime.stop(); // of a read that nobody awaits
-    const isDone = this.#input !== "open" && this.#steps === 0;
-    if (!isDone && !this.#isClosed) await this.#finish(new Wait(this));
-    if (!this.#isClosed) this.#closeNow();
+    if (this.#state === "open") {
+      this.#state = "sending the rest";
+      const isDone = this.#input !== "open" && this.#steps === 0;
+      if (!isDone) await this.#finish(new Wait(this));
+      this.#closeNow();
+    }
     const { error, isTold = true } = this.#failure ?? {};
-    // A reset that a read has met is the same as what sends meet after it.
+    // What sends meet after a reset that a read has told is the same fault.
     const isKnown = typeof this.#input === "object" && this.#input.isTold;
-    if (!isTold && !(isKnown && isOneOf(HAS_LEFT, error))) throw error;
+    if (!isTold && !(isKnown && hasLeft(error))) throw error;
   }
 
   async #finish(time: Wait): Promise<void> {
     time.start(Math.min(this.#timeout, MOST_TIME_TO_SEND));
     await this.#lastStep;
-    this.#isLingering = true;
+    if (!this.#isEnded) this.#state = "lingering";
     time.start(LINGERING);
     // Where that fails, the peer is gone, and so the input ends.
-    if (!this.#closesWrite) await this.connection.closeWrite().catch(nothing);
-    while (this.#input === "open" && !this.#isClosed) {
+    await this.connection.closeWrite().catch(nothing);
+    while (this.#input === "open") {
       this.#advance(this.#filled.length);
       await (this.#filling ??= this.#fill());
     }
@@ -907,9 +917,8 @@ export class Peer<C extends Deno.Conn = Deno.TcpConn>
   }
 
   #closeNow(): void {
-    this.#isClosed = true;
+    this.#state = "closed";
     this.connection[Symbol.dispose](); // not `close()`: it may be closed
-    this.#stopListening();
     this.#abortSignal();
   }
 
@@ -919,12 +928,6 @@ export class Peer<C extends Deno.Conn = Deno.TcpConn>
         ? this.#failure?.error
         : new DOMException("the peer is closed", "AbortError"),
     );
-  }
-
-  #listenTo(signal: AbortSignal): void {
-    const abort = () => this.end(signal.reason);
-    signal.addEventListener("abort", abort);
-    this.#stopListening = () => signal.removeEventListener("abort", abort);
   }
 }
 
@@ -967,7 +970,7 @@ class Sending implements Promise<void> {
   }
 }
 
-/** What a peer may take, which is over when it has come, or been taken. */
+/** The clock of one wait. When its time is up, the peer is ended. */
 class Wait {
   readonly #peer: Peer<Deno.Conn>;
   #place = -1;
@@ -1024,10 +1027,9 @@ function startLooking(): void {
 
 function nothing(): void {}
 
-/** Not a `Blob`, which takes seconds for many parts. */
+/** The parts as one. A `Blob` of them takes seconds, where they are many. */
 function joined(parts: Uint8Array[]): Uint8Array {
-  const length = parts.reduce((sum, part) => sum + part.length, 0);
-  const all = new Uint8Array(length);
+  const all = new Uint8Array(parts.reduce((sum, part) => sum + part.length, 0));
   let end = 0;
   for (const part of parts) {
     all.set(part, end);
@@ -1055,10 +1057,9 @@ function checkTimeout(timeout: unknown): void {
   throw new RangeError(`timeout is no number above 0: ${timeout}`);
 }
 
-function checkedCount(name: "limit" | "maxClients", count: unknown): number {
-  if (typeof count === "number" && count >= 1) {
-    if (Number.isInteger(count) || count === Infinity) return count;
-  }
+function checkedCount(name: "limit" | "maxClients", count: number): number {
+  const isWhole = Number.isInteger(count) || count === Infinity;
+  if (isWhole && count >= 1) return count;
   throw new RangeError(`${name} is no whole number from 1: ${count}`);
 }
 
@@ -1156,9 +1157,7 @@ usage: deno run --allow-net server.ts [flags]
   --port, -p PORT    the port to listen on; 0 picks a free one (${FLAGS.port})
   --greeting TEXT    what each client is sent (${FLAGS.greeting})
   --timeout SECONDS  to the end of a client's reply (${FLAGS.timeout})
-  --max-clients N    clients served at once; further ones wait (${
-  FLAGS["max-clients"]
-})
+  --max-clients N    clients served at once; more wait (${FLAGS["max-clients"]})
   --once             serve one client, then end (off)
   --quiet, -q        no line per client (off)
   --help, -h         show this help (off)`;
@@ -1205,8 +1204,9 @@ async function run(flags: Flags, out: LineWriter): Promise<number> {
     code = 0;
   };
   const onError = (error: unknown, client: Peer) => {
-    show(client, outcomeOf(error, client));
-    if (outcomeOf(error, client) === "failed") report(error);
+    const outcome = outcomeOf(error, client);
+    show(client, outcome);
+    if (outcome === "failed") report(error);
   };
   let server: Server;
   try {
@@ -1214,18 +1214,16 @@ async function run(flags: Flags, out: LineWriter): Promise<number> {
   } catch (error) {
     throw new Failure(explain(error as Error, format(options)));
   }
-  let isServing = true;
   // Not earlier: where `Deno.listen` asks for the permission, a signal ends it.
   using _ = onStopSignal(() => {
-    if (isServing) out.print(`Stopping: ${clients(server.clients)} to finish`);
-    server.shutdown(); // as above
+    out.print(`Stopping: ${clients(server.clients)} to finish`);
+    server.shutdown(); // `finished` is awaited below.
   });
   out.print(`Listening on ${format(server.addr)}`);
   await server.finished;
-  isServing = false;
   out.print(`Served ${clients(served)}`);
   const isPrinted = await out.flush();
-  // With `--once`, its line is what it is for.
+  // With `--once`, a lost line is a failure.
   return once && !isPrinted ? 1 : code;
 }
 
@@ -1240,17 +1238,16 @@ function outcomeOf(error: unknown, { buffered }: Peer): string {
 }
 
 function explain({ name, message }: Error, address: string): string {
-  switch (name) {
-    case "AddrInUse":
-      return `${address} is in use; choose another port with --port`;
-    case "AddrNotAvailable":
-      return `${address} is not an address of this machine; choose another with --host`;
-    case "PermissionDenied":
-      return `the system does not allow listening on ${address}; choose a port from 1024 with --port`;
-    case "NotCapable":
-      return `no permission to listen on ${address}; run with --allow-net=${address}`;
-  }
-  return `cannot listen on ${address}: ${message}`;
+  const known: Record<string, string> = {
+    AddrInUse: `${address} is in use; choose another port with --port`,
+    AddrNotAvailable:
+      `${address} is not an address of this machine; choose another with --host`,
+    PermissionDenied:
+      `the system does not allow listening on ${address}; choose a port from 1024 with --port`,
+    NotCapable:
+      `no permission to listen on ${address}; run with --allow-net=${address}`,
+  };
+  return known[name] ?? `cannot listen on ${address}: ${message}`;
 }
 
 const clients = (count: number) => `${count} client${count === 1 ? "" : "s"}`;
