@@ -1,7 +1,7 @@
 /**
  * What `server.ts` and `client.ts` promise: one rule a test, in the order in which
- * they stand in `server.ts`, then those of `client.ts`, then what both have, and last
- * the fakes, beside the real thing.
+ * they stand in `server.ts`, then those of `client.ts`, then what both have. What only
+ * processes show has its tests in `.ci/gate.ts`.
  *
  * A `net.test` has real sockets, on the loopback; it is ignored without the
  * permission. A `Deno.test` has none. A test waits two seconds at most, so that a
@@ -24,8 +24,7 @@
  * @module
  */
 
-import { assert, assertEquals, assertMatch } from "@std/assert";
-import { assertRejects, assertThrows } from "@std/assert";
+import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { getEventListeners, once } from "node:events";
 import { connect as connectNode } from "node:net";
 import { cpuUsage } from "node:process";
@@ -60,7 +59,7 @@ const net = { test: state === "granted" ? Deno.test : Deno.test.ignore };
 
 // greet
 
-net.test("greet: the greeting is whole, and ends its half, not the client's", async () => {
+net.test("greet: the greeting is whole, and ends its half alone", async () => {
   using pair = await connected();
   const replied = greet(new Peer(pair.there), MORE_THAN_BUFFERS);
   assert(await rest(pair.here) === MORE_THAN_BUFFERS);
@@ -69,24 +68,15 @@ net.test("greet: the greeting is whole, and ends its half, not the client's", as
   assertEquals(await inTime("the reply", replied), "still here");
 });
 
-Deno.test("greet: it sends, half-closes, reads to the peer's limit, and does not close", async () => {
-  const [whole, tooLong] = [fake(reads(LARGEST)), fake(reads(LARGEST, "x"))];
-  assertEquals(await greet(new Peer(whole), encode(GREETING)), LARGEST);
-  const given = greet(new Peer(tooLong), GREETING);
-  await assertRejects(() => given, InvalidData, "65537 bytes, at most 65536");
-  const events = ["setNoDelay true", "write 32", "closeWrite"];
-  assertEquals([whole.events, tooLong.events], [events, events]);
-});
-
-for (const reply of ["a reply", ""]) {
-  net.test(`greet: a client that left before is heard (it left "${reply}")`, async () => {
+net.test("greet: a client that left before is heard, with a reply or without", async () => {
+  for (const reply of ["a reply", ""]) {
     using pair = await connected();
-    await send(pair.here, reply);
+    await end(pair.here, reply);
     pair.here.close();
     const replied = greet(new Peer(pair.there), GREETING);
     assertEquals(await inTime("the reply", replied), reply);
-  });
-}
+  }
+});
 
 net.test("greet: a client that reset has not replied", async () => {
   using listener = listen();
@@ -97,7 +87,7 @@ net.test("greet: a client that reset has not replied", async () => {
 
 for (const method of ["write", "closeWrite"]) {
   for (const name of ["BrokenPipe", "NotConnected", "TimedOut", "EPIPE"]) {
-    Deno.test(`greet: it reads on only from who is gone (${name} of ${method})`, async () => {
+    Deno.test(`greet: it reads on if the client is gone (${name} of ${method})`, async () => {
       const peer = new Peer(fake({ ...reads("hi"), ...failing(method, name) }));
       const isGone = name === "BrokenPipe" || name === "NotConnected";
       if (isGone) assertEquals(await greet(peer, GREETING), "hi");
@@ -124,17 +114,20 @@ Deno.test("serve: it listens on 127.0.0.1:8888, or where it is told to", async (
   assertThrows(() => serve(told), TypeError, "mine");
 });
 
-/** What is refused, with an error that names it. */
-const REFUSED: Record<string, unknown>[] = [
+/** What is refused, with an error that names it: by a Peer, and by serve, too. */
+const WRONG_OPTIONS: Record<string, unknown>[] = [
+  ...[0, -1, NaN, "5000", null].map((timeout) => ({ timeout })),
+  ...[0, 1.5, NaN, "10", null].map((limit) => ({ limit })),
+  { signal: AbortSignal.abort(new RangeError("signal")) },
+];
+const REFUSED = [
+  ...WRONG_OPTIONS,
   ...[undefined, "nothing"].map((handler) => ({ handler })),
   ...[0, 1.5, NaN, "9"].map((maxClients) => ({ maxClients })),
-  ...[{ timeout: 0 }, { limit: 0 }], // more of these in the tests of Peer
-  { signal: AbortSignal.abort(new RangeError("signal")) },
 ];
 for (const wrong of REFUSED) {
   const [[name, value]] = Object.entries(wrong) as [[string, unknown]];
-  const text = `${typeof value} ${value}`;
-  Deno.test(`serve: a wrong ${name} is refused before it listens; a listener is closed (${text})`, async () => {
+  Deno.test(`serve: it refuses a ${name} of ${value}, and closes a listener`, async () => {
     using _ = replace(Deno, "listen", () => fail(new Error("it listened")));
     const type = name === "handler" ? TypeError : RangeError;
     const options = { handler: nothing, ...wrong } as ServeOptions;
@@ -151,21 +144,15 @@ Deno.test("serve: types follow the listener; misspelt options are type errors", 
   const types = (tls: Deno.TlsListener, unix: Deno.UnixListener) => {
     const either = tls.addr.port > 0 ? tls : Deno.listen({ port: 0 });
     const overTls = (one: Peer<Deno.TlsConn>) => one.connection.handshake();
-    const onError = (_: unknown, one: Peer<Deno.Conn>) => one.connection;
     serve(UNSET).addr satisfies Deno.NetAddr;
-    serve({ handler: (one) => one.connection.setNoDelay(), onError });
-    serve({ listener: tls, handler: overTls, onError }).addr.port;
+    serve({ handler: (one) => one.connection.setNoDelay() });
     serve({ listener: tls, handler: (one) => one.connection.handshake() });
     serve({ listener: unix, handler: (one) => one.connection.remoteAddr.path })
       .addr.path;
     serve({ listener: either, handler: (one) => greet(one, "hi") }).addr.port;
     // @ts-expect-error: a TCP connection has no handshake
-    serve({ handler: overTls });
-    // @ts-expect-error: nor has it one where the listener is none
     serve({ listener: undefined, handler: overTls });
-    // @ts-expect-error: a TLS connection has no `setNoDelay`
-    serve({ listener: tls, handler: (one) => one.connection.setNoDelay() });
-    // @ts-expect-error: and so it may have none
+    // @ts-expect-error: one that may be over TLS has no `setNoDelay`
     serve({ listener: either, handler: (one) => one.connection.setNoDelay() });
     // @ts-expect-error: a Unix server has no port
     serve({ listener: unix, handler: nothing }).addr.port;
@@ -178,7 +165,7 @@ Deno.test("serve: types follow the listener; misspelt options are type errors", 
 // serve: accepting
 
 for (const most of [undefined, 2, Infinity]) {
-  Deno.test(`serve: with maxClients ${most} it serves so many at once; others wait`, async () => {
+  Deno.test(`serve: with maxClients ${most}, so many at once are served`, async () => {
     const options = { maxClients: most, handler: untilEnded };
     await using running = start(options, fakes(1_500));
     const { all } = running.accepted;
@@ -204,7 +191,7 @@ Deno.test("serve: a handler counts until it settles, also after its end", async 
   await running.accepted.next();
 });
 
-net.test("serve: a client counts until its close, also while what it still sends is dropped", async () => {
+net.test("serve: a client counts until its close, which waits for its end", async () => {
   using _clock = fakeClock(); // It would be a second at most.
   await using running = start({ maxClients: 1, handler: nothing });
   using one = await dial(running);
@@ -214,34 +201,6 @@ net.test("serve: a client counts until its close, also while what it still sends
   assertEquals([running.clients, running.accepted.all.length], [1, 1]);
   one.close();
   await until("it is served", () => running.accepted.all.length === 2);
-});
-
-Deno.test("serve: beside 100 peers that never shake hands, others are served", async () => {
-  const hangs = { write: () => new Promise(nothing) };
-  const peers = Array.from({ length: 100 }, () => fakeTls(hangs));
-  const heard = new Events<string>();
-  const handler = async (client: Peer) => heard.push(await client.readAll());
-  await using _ = start({ handler }, [...peers, fakeTls(reads("hello"))]);
-  assertEquals(await heard.next("what the last one says"), "hello");
-});
-
-Deno.test("serve: each 32nd client is written nothing to before it is served", async () => {
-  const writable = Promise.withResolvers<number>();
-  const written: string[] = [];
-  const peers = Array.from({ length: 65 }, (_, i) => {
-    const write = ({ length }: Uint8Array) => {
-      written.push(`${length} bytes to ${i + 1}`);
-      return writable.promise;
-    };
-    return fake({ write });
-  });
-  await using running = start({}, peers);
-  const { all } = running.accepted;
-  await turn();
-  assertEquals([all.length, written], [31, ["0 bytes to 32"]]);
-  writable.resolve(0);
-  await turn();
-  assertEquals([all.length, written], [65, ["0 bytes to 32", "0 bytes to 64"]]);
 });
 
 net.test("serve: a 32nd client that has reset is neither served nor told of", async () => {
@@ -261,15 +220,15 @@ net.test("serve: a 32nd client that has reset is neither served nor told of", as
   assertEquals([running.told(), stderr.all, replies.all], [[], [], [REPLY]]);
 });
 
-const SHORT = "EMFILE ENFILE ENOBUFS ENOMEM";
-for (const name of `${ONE_IS_LOST} ${SHORT}`.split(" ")) {
-  const isLost = ONE_IS_LOST.includes(name);
-  const how = isLost ? "at once" : "with a pause, which is said once a minute";
-  Deno.test(`serve: after ${name}, accepting goes on ${how}`, async () => {
+/** What accepting may fail with: of one client, of the machine, and all else. */
+const LOST_ONE = ONE_IS_LOST.split(" ").map(errorNamed);
+const SHORT = "EMFILE ENFILE ENOBUFS ENOMEM".split(" ").map(errorNamed);
+const OTHERS = [errorNamed("TimedOut"), MINE, "text", null];
+for (const error of [...LOST_ONE, ...SHORT, ...OTHERS]) {
+  Deno.test(`serve: accepting goes on, with a pause if need be (${error})`, async () => {
     using clock = fakeClock();
     using timer = timers(() => 20);
     using stderr = capture("stderr");
-    const error = errorNamed(name);
     const times: number[] = [];
     const fails = [0, 59_999, 1].map((milliseconds) => () => {
       times.push(Date.now());
@@ -278,23 +237,16 @@ for (const name of `${ONE_IS_LOST} ${SHORT}`.split(" ")) {
     });
     await using running = start({}, [...fails, fake()]);
     await running.accepted.next();
+    const isLost = LOST_ONE.some((one) => one === error);
     assertEquals(timer.delays, isLost ? [] : [100, 100, 100]);
     assert(isLost || times[2]! - times[0]! >= 38, "it waits for the pauses");
-    const said = `error: ${NO_CLIENT}: ${error.message}`;
-    assertEquals(stderr.all, isLost ? [] : [said, said]);
-  });
-}
-
-for (const error of [errorNamed("TimedOut"), MINE, "text", null, undefined]) {
-  Deno.test(`serve: after any other error, also one that is none, it pauses; its stack is shown (${error})`, async () => {
-    using timer = timers(() => 0);
-    using stderr = capture("stderr");
-    await using running = start({}, [() => fail(error), fake()]);
-    await running.accepted.next();
-    assertEquals(timer.delays, [100]);
-    const [line, next] = stderr.all;
-    assertEquals(line, `error: ${NO_CLIENT}: ${error}`);
-    assertEquals(/^ +at /.test(next ?? ""), error instanceof Error);
+    const isOther = OTHERS.includes(error as Error);
+    const said = isOther ? error : (error as Error).message;
+    const line = `error: ${NO_CLIENT}: ${said}`; // once a minute
+    const lines = stderr.all.filter((line) => line.startsWith("error: "));
+    assertEquals(lines, isLost ? [] : [line, line]);
+    const hasStack = stderr.all.length > lines.length;
+    assertEquals(hasStack, isOther && error instanceof Error);
   });
 }
 
@@ -313,7 +265,7 @@ net.test("serve: clients that reset before they are accepted harm nobody", async
 });
 
 for (const name of ["BadResource", "EINVAL", "ConnectionReset", "mine"]) {
-  Deno.test(`serve: a client of which no Peer can be made is closed, and ends no server (${name})`, async () => {
+  Deno.test(`serve: where no Peer can be made, no server ends (${name})`, async () => {
     using stderr = capture("stderr");
     const peer = fake({ setNoDelay: () => fail(errorNamed(name)) });
     await using running = start({ handler: untilEnded }, [peer, fake()]);
@@ -341,26 +293,21 @@ Deno.test("serve: timeout, limit and noDelay hold for each client", async () => 
 
 // serve: its end
 
-net.test("serve: a shutdown lets its clients finish, accepts no more, leaves nothing", async () => {
+net.test("serve: a shutdown lets its clients finish, and accepts no more", async () => {
   const { signal } = controlled();
   const replies = new Events<string>();
   const handler = async (client: Peer) =>
     replies.push(await greet(client, GREETING));
   await using running = start({ signal, handler });
-  using one = await dial(running);
-  using two = await dial(running);
-  assertEquals([await rest(one), await rest(two)], [GREETING, GREETING]);
-  assertEquals([listenersOn(signal), running.clients], [1, 2]);
-
+  using peer = await dial(running);
+  assertEquals(await rest(peer), GREETING);
+  assertEquals([listenersOn(signal), running.clients], [1, 1]);
   const ended = running.shutdown();
   await assertRejects(() => dial(running), Error);
-  await end(one, REPLY);
-  assertEquals(await replies.next(), REPLY);
   assertEquals(await isSettled(running.finished), false);
-  await end(two, REPLY);
+  await end(peer, REPLY);
   await Promise.all([ended, running.shutdown()]); // twice
-
-  assertEquals([replies.all, listenersOn(signal)], [[REPLY, REPLY], 0]);
+  assertEquals([replies.all, listenersOn(signal)], [[REPLY], 0]);
   Deno.listen({ hostname: "127.0.0.1", port: running.addr.port }).close();
 });
 
@@ -376,16 +323,14 @@ net.test("serve: a shutdown resets who waits in the kernel's queue", async () =>
 
 Deno.test("serve: a listener that its owner closes is a shutdown", async () => {
   using stderr = capture("stderr");
-  const go = Promise.withResolvers<void>();
-  await using running = start({ handler: () => go.promise }, [fake(reads())]);
+  await using running = start({ handler: untilEnded }, [fake()]);
   const client = await running.accepted.next();
   running.listener.close();
   assertEquals(await isSettled(running.finished), false);
   assert(client.isStopping);
-  go.resolve();
+  client.end(ENOUGH);
   await inTime("the end", running.finished);
-  assertEquals([running.addr, running.told()], [address(9), []]);
-  assertEquals(stderr.all, []);
+  assertEquals([running.addr, stderr.all], [address(9), []]);
 });
 
 /** The graces of a shutdown's calls, and the timer of that which ends who is left. */
@@ -400,23 +345,21 @@ const GRACES: Record<string, [graces: unknown[], delay?: number]> = {
   "an event, where it is passed on": [[new Event("stop")]],
 };
 for (const [name, [graces, delay]] of Object.entries(GRACES)) {
-  Deno.test(`serve: a grace ends who is left after it, with a reason (${name})`, async () => {
+  Deno.test(`serve: a grace ends who is left after it (${name})`, async () => {
     using timer = timers();
     await using running = start({ handler: untilEnded }, fakes(2));
     await turn();
-    const began = performance.now();
     for (const grace of graces) void running.shutdown(grace as number);
     if (delay !== undefined) await inTime("the end", running.finished);
     await turn();
     assertEquals(timer.delays, delay === undefined ? [] : [delay]);
-    assert(performance.now() - began >= (delay ?? 0) - 1);
     const reason = "AbortError: the server shuts down";
     assertEquals(running.told(), delay === undefined ? [] : [reason, reason]);
   });
 }
 
 for (const by of ["the grace that is over", "an abort"]) {
-  Deno.test(`serve: ${by} closes who has only not left yet, and nobody is told`, async () => {
+  Deno.test(`serve: ${by} closes who has only not left yet`, async () => {
     using _clock = fakeClock(); // or it would be closed a second later
     const [{ signal, abort }, peer] = [controlled(), fake()];
     await using running = start({ signal }, [peer]);
@@ -428,7 +371,7 @@ for (const by of ["the grace that is over", "an abort"]) {
   });
 }
 
-Deno.test("serve: `await using` waits, at the end of the block, for its clients", async () => {
+Deno.test("serve: `await using` waits for its clients", async () => {
   const done = new Events<boolean>();
   const listener = listenerOf([fake(reads())]);
   const handler = () => turn().then(() => done.push(true));
@@ -440,8 +383,8 @@ Deno.test("serve: `await using` waits, at the end of the block, for its clients"
   assertEquals(done.all, [true]);
 });
 
-for (let steps = 0; steps < 10; steps++) {
-  Deno.test(`serve: an abort ends all, also who just came (${steps} microtasks ago)`, async () => {
+for (const steps of [0, 2, 6]) {
+  Deno.test(`serve: an abort ends all, also who came ${steps} microtasks ago`, async () => {
     const { signal, abort } = controlled();
     const late = Promise.withResolvers<Deno.TcpConn>();
     const [peer, further] = [fake(), fake()];
@@ -460,7 +403,7 @@ for (let steps = 0; steps < 10; steps++) {
 
 // serve: errors
 
-Deno.test("serve: onError is called once, after the close, with the error and the Peer", async () => {
+Deno.test("serve: onError is called once, after the close", async () => {
   const peer = fake(reads());
   const told: unknown[] = [];
   const onError = (...all: unknown[]) => told.push(peer.events.at(-1), ...all);
@@ -477,7 +420,7 @@ const ended = (act: Handler): Handler => (client) => {
   client.end(MINE); // for nothing
   return act(client);
 };
-const waits: Handler = ({ signal }) => nodeTimeout(60_000, null, { signal });
+const ABORT = errorNamed("AbortError");
 
 /** What a handler does, whose sends fail, and what is told of it, if anything. */
 const TOLD: Record<string, [act: Handler, told?: string]> = {
@@ -489,24 +432,17 @@ const TOLD: Record<string, [act: Handler, told?: string]> = {
   "ends, and throws": [ended(() => fail(MINE)), "TypeError: mine"],
   "ends, and catches it": [ended((one) => one.readAll().catch(nothing))],
   "ends without an error": [(client) => client.end(null), "null"],
-  "ends what waits with node:timers/promises": [(client) => {
+  "ends what waits for its signal": [(client) => {
     queueMicrotask(() => client.end(ENOUGH));
-    return waits(client);
+    return nodeTimeout(60_000, null, { signal: client.signal });
   }, "Error: enough"],
-  "awaits a send": [(client) => client.send("x"), "Error: failed"],
-  "catches a send": [(client) => client.send("x").catch(nothing)],
   "does not await a send": [(client) => void client.send("x"), "Error: failed"],
   "does not await a send, and throws": [(client) => {
     client.send("x");
     fail(MINE);
   }, "TypeError: mine"],
+  "throws an AbortError of its own": [() => fail(ABORT), `${ABORT}`],
 };
-for (
-  const name of "ConnectionReset BadResource Interrupted AbortError".split(" ")
-) {
-  const error = errorNamed(name);
-  TOLD[`throws ${name} of its own`] = [() => fail(error), `${error}`];
-}
 for (const [name, [act, expected]] of Object.entries(TOLD)) {
   Deno.test(`serve: what onError is told, once, of a handler that ${name}`, async () => {
     const peer = fake({ ...failing("write", "failed"), ...reads() });
@@ -517,7 +453,7 @@ for (const [name, [act, expected]] of Object.entries(TOLD)) {
   });
 }
 
-Deno.test("serve: nobody waits for an onError, and what it throws is shown with its stack", async () => {
+Deno.test("serve: nobody waits for an onError; what it throws is shown", async () => {
   using stderr = capture("stderr");
   const answers: (() => unknown)[] = [
     () => new Promise(nothing),
@@ -530,18 +466,12 @@ Deno.test("serve: nobody waits for an onError, and what it throws is shown with 
   await using running = start(options, answers.map(() => fake(reads())));
   await inTime("the end", running.finished);
   await turn();
-  const shown = stderr.all.filter((line) => /Error: mine too/.test(line));
-  assertEquals(shown.length, 2);
-  assert(stderr.all.some((line) => /^ +at /.test(line)));
+  const shown = stderr.all.filter((line) => !/^ +at /.test(line));
+  assertEquals(shown, ["Error: mine too", "Error: mine too"]);
+  assert(stderr.all.length > shown.length);
 });
 // Peer: its making
 
-/** Options that a Peer refuses, with an error that names them. */
-const WRONG_OPTIONS: Record<string, unknown>[] = [
-  ...[0, -1, NaN, "5000", null].map((timeout) => ({ timeout })),
-  ...[0, -1, 1.5, NaN, "10", null].map((limit) => ({ limit })),
-  { signal: AbortSignal.abort(new RangeError("signal")) },
-];
 for (const wrong of WRONG_OPTIONS) {
   const [[name, value]] = Object.entries(wrong) as [[string, unknown]];
   net.test(`Peer: a ${name} of ${value} is refused, and the connection closed`, async () => {
@@ -550,13 +480,6 @@ for (const wrong of WRONG_OPTIONS) {
     assertEquals(await rest(pair.here), "");
   });
 }
-
-Deno.test("Peer: where its making fails, it listens to no signal", () => {
-  const { signal } = controlled();
-  const closed = fake({ setNoDelay: () => fail(MINE) });
-  assertThrows(() => new Peer(closed, { signal }), TypeError, "mine");
-  assertEquals([closed.events, listenersOn(signal)], [["close"], 0]);
-});
 
 net.test("Peer: a second one is a TypeError, and leaves the first alone", async () => {
   const { peer, here, there } = await withPeer();
@@ -621,7 +544,7 @@ for (const [text, lines] of Object.entries(LINES)) {
   });
 }
 
-Deno.test("Peer: lines, so many bytes and the rest, in turn; buffered is what is left", async () => {
+Deno.test("Peer: lines, so many bytes and the rest, in turn", async () => {
   for (const source of waysToCut("LEN 5\nhe\nlo\r\n好rest\nof it")) {
     const peer = over(source);
     assertEquals(await peer.readLine(), "LEN 5");
@@ -653,8 +576,10 @@ for (const method of ["readExactly", "readSome"] as const) {
 
 Deno.test("Peer: bytes that are no UTF-8 become U+FFFD", async () => {
   const peer = over(reads(Uint8Array.of(0xff, 0x41, 0x0a, 0xe4)));
-  assertEquals(await peer.readLine(), "\uFFFDA");
-  assertEquals(await peer.readAll(), "\uFFFD");
+  assertEquals([await peer.readLine(), await peer.readAll()], [
+    "\uFFFDA",
+    "\uFFFD",
+  ]);
 });
 
 Deno.test("Peer: a wrong number of bytes is refused before it reads", async () => {
@@ -669,56 +594,47 @@ for (const [method, call] of Object.entries(MESSAGES)) {
   Deno.test(`Peer: a message has no more bytes than the limit (${method})`, async () => {
     for (const limit of [10, undefined]) {
       const most = limit ?? 65_536;
-      const whole = call(over(bytesOf(most), { limit }), most);
+      const whole = call(over(reads(LARGEST.slice(0, most)), { limit }), most);
       assertEquals(await whole, LARGEST.slice(0, most));
-      const source = bytesOf(1_000_000);
+      const source = reads(...Array(20).fill(LARGEST));
       const tooLong = call(over(source, { limit }), most + 1);
       await assertRejects(() => tooLong, InvalidData, `at most ${most}`);
-      assert(source.left() > 800_000, "it reads on and on");
+      assert(source.rooms.length < 10, "it reads on and on");
     }
     const later = over(reads("123456789\n0123456789"), { limit: 10 });
     await later.readLine();
     assertEquals(await call(later, 10), "0123456789"); // Each has its own.
   });
 
-  Deno.test(`Peer: one that comes byte by byte takes time by its bytes (${method})`, async () => {
+  Deno.test(`Peer: byte by byte, it takes time by its bytes (${method})`, async () => {
+    let left = 200_000;
+    const read = async (room: Uint8Array) => {
+      room[0] = 0x78;
+      return await left-- > 0 ? 1 : null;
+    };
+    const peer = over({ read }, { limit: Infinity });
     const before = cpuUsage(); // not the time, as the machine may be busy
-    const peer = over(bytesOf(200_000, 1), { limit: Infinity });
     assertEquals(await call(peer, 200_000), "x".repeat(200_000));
     assert(cpuUsage(before).user < 1_500_000, "microseconds");
   });
-
-  Deno.test(`Peer: one that comes fast is read in 64 KiB (${method})`, async () => {
-    for (const most of [4_096, Infinity]) {
-      const source = bytesOf(500_000, most);
-      await call(over(source, { limit: Infinity }), 500_000);
-      const { length } = source.rooms.find(({ length }) => length > 16_384)!;
-      assert(length >= 57_344 && length <= 65_536, `${length} bytes`);
-      assert(most < Infinity || source.rooms.length < 20);
-    }
-  });
 }
 
-Deno.test("Peer: so are pieces of it", async () => {
-  const { rooms, read } = bytesOf(1_000_000);
-  const peer = over({ read });
-  while (await peer.readSome() !== null);
-  assert(rooms.length < 40, `${rooms.length} reads`);
-});
-
-Deno.test("Peer: it holds 128 bytes at first, 4 KiB for small messages, and after large ones", async () => {
-  for (const [most, size] of [[Infinity, 50_000], [100, 50]] as const) {
-    const { rooms, read } = bytesOf(100_000, most);
-    const peer = over({ read }, { limit: Infinity });
+Deno.test("Peer: it reads into 128 bytes, 64 KiB of what is fast, or 4 KiB", async () => {
+  for (const [most, size] of [[200_000, 50_000], [100, 50]] as const) {
+    const { rooms, read } = reads(
+      ...Array(200_000 / most).fill("x".repeat(most)),
+    );
+    const peer = over({ read });
     while (await peer.hasMore()) await peer.readExactly(size);
     const sizes = rooms.map(({ buffer }) => buffer.byteLength);
-    assertEquals([sizes[0], sizes.at(-1)], [128, 4_096]);
-    assert(size > 50 || Math.max(...sizes) === 4_096);
+    const largest = most > 100 ? 65_536 : 4_096;
+    const expected = [128, largest, 4_096];
+    assertEquals([sizes[0], Math.max(...sizes), sizes.at(-1)], expected);
   }
 });
 
 for (const [method, call] of Object.entries(READS)) {
-  net.test(`Peer: a read during a ${method} is a TypeError, and costs it nothing`, async () => {
+  net.test(`Peer: a read during a ${method} is a TypeError`, async () => {
     const { peer, here } = await withPeer();
     const pending = call(peer, 3);
     for (const other of Object.values(READS)) {
@@ -733,7 +649,7 @@ for (const [method, call] of Object.entries(READS)) {
 
   const isBetween = method === "hasMore" || method === "for await";
   const how = isBetween ? "but for TLS without close_notify" : "ever";
-  Deno.test(`Peer: what fails between messages has not ended, ${how} (${method})`, async () => {
+  Deno.test(`Peer: what fails has not ended, ${how} (${method})`, async () => {
     const unsaid = new UnexpectedEof("no close_notify");
     for (const error of [MINE, new UnexpectedEof("in the handshake"), unsaid]) {
       const peer = over(cutAfter("a\n", error));
@@ -746,11 +662,6 @@ for (const [method, call] of Object.entries(READS)) {
     }
   });
 }
-
-Deno.test("Peer: TLS without close_notify is no end within a line", async () => {
-  const error = new UnexpectedEof("no close_notify");
-  assert(await errorOf(nextOf(over(cutAfter("b", error)))) === error);
-});
 
 // Peer: stop
 
@@ -766,7 +677,7 @@ for (const method of ["hasMore", "for await"]) {
   });
 }
 
-net.test("Peer: a stop ends a loop before its next line, which stays to be read", async () => {
+net.test("Peer: a stop ends a loop before its next line", async () => {
   const { peer, here } = await withPeer();
   await send(here, "one\ntwo\n");
   for await (const line of peer) {
@@ -780,7 +691,7 @@ net.test("Peer: a stop ends a loop before its next line, which stays to be read"
 
 for (const [method, call] of Object.entries(READS)) {
   if (method === "hasMore") continue;
-  net.test(`Peer: a stop lets a read go on, and a loop within a line (${method})`, async () => {
+  net.test(`Peer: a stop lets a read or a line go on (${method})`, async () => {
     const { peer, here } = await withPeer();
     const pending = call(peer, 3);
     const begun = method === "for await" ? "o" : "";
@@ -795,7 +706,7 @@ for (const [method, call] of Object.entries(READS)) {
 
 // Peer: sending
 
-net.test("Peer: of several sends, each is whole, in order; then comes the half-close", async () => {
+net.test("Peer: sends are whole, in order, before the half-close", async () => {
   const { peer, here } = await withPeer();
   const texts = [..."abcd"].map((letter) => letter.repeat(3_000_000));
   const data = texts.flatMap((text, i) => [i % 2 ? text : encode(text), ""]);
@@ -807,19 +718,6 @@ net.test("Peer: of several sends, each is whole, in order; then comes the half-c
   assertEquals(peer.queued, 0);
   await send(here, "still\n");
   assertEquals(await peer.readLine(), "still");
-});
-
-Deno.test("Peer: all is sent where a write takes a part; queued is what is left", async () => {
-  const [sent, queued] = [[] as number[], [] as number[]];
-  const write = async (bytes: Uint8Array) => {
-    queued.push(peer.queued);
-    sent.push(...bytes.subarray(0, 2));
-    return await Math.min(bytes.length, 2);
-  };
-  const peer = over({ write });
-  for (const data of ["one", encode(TEXT)]) await peer.send(data);
-  assertEquals(new Uint8Array(sent), encode(`one${TEXT}`));
-  assertEquals([queued.slice(0, 2), peer.queued], [[3, 1], 0]);
 });
 
 net.test("Peer: wrong data is a TypeError at once, and costs the rest nothing", async () => {
@@ -844,7 +742,7 @@ for (const last of ["closeWrite", Symbol.asyncDispose] as const) {
   });
 }
 
-Deno.test("Peer: one that nobody awaits is told after closeWrite, not after the close", async () => {
+Deno.test("Peer: such a send is told after closeWrite, not after the close", async () => {
   for (const last of ["closeWrite", Symbol.asyncDispose] as const) {
     const peer = over(reads());
     peer[last]();
@@ -869,26 +767,25 @@ Deno.test("Peer: where a send fails, so does all behind it, also later", async (
   assertEquals([writes, connection.events, peer.queued], [1, [], 0]);
 });
 
-net.test("Peer: a send while more than 16 MiB wait ends the peer", async () => {
-  const { peer } = await withPeer();
-  const sends = ["x".repeat(2 ** 24), "y"].map((one) => peer.send(one));
-  assert(!peer.signal.aborted);
-  sends.push(peer.send("z"));
-  assert(`${peer.signal.reason}`.includes("too much waits"));
-  for (const one of sends) assert(await errorOf(one) === peer.signal.reason);
-});
-
-Deno.test("Peer: so does one while 131,072 sends wait", async () => {
-  const { promise: gate, reject } = Promise.withResolvers<number>();
-  const peer = over({ write: () => gate });
-  for (let i = 0; i <= 2 ** 17; i++) peer.send("x"); // The first one is under way.
-  const before = peer.signal.aborted;
-  peer.send("x");
-  const after = peer.signal.aborted;
-  reject(MINE); // as it is closed
-  await turn();
-  assertEquals([before, after], [false, true]);
-});
+/** What waits where one send more is too much. */
+const TOO_MUCH = {
+  "16 MiB": ["x".repeat(2 ** 24), "y"],
+  "131,072 sends": [MORE_THAN_BUFFERS, ...Array(2 ** 17).fill("y")],
+};
+for (const [most, data] of Object.entries(TOO_MUCH)) {
+  net.test(`Peer: a send while more than ${most} wait ends the peer`, async () => {
+    const { peer } = await withPeer();
+    const sends = data.map((one) => peer.send(one));
+    assert(!peer.signal.aborted);
+    sends.push(peer.send("z"));
+    const { reason } = peer.signal;
+    assert(`${reason}`.includes("too much waits"));
+    const all = await inTime("the sends", Promise.allSettled(sends));
+    assert(
+      all.every((one) => one.status === "rejected" && one.reason === reason),
+    );
+  });
+}
 
 Deno.test("Peer: over TLS a write has 16 KiB at most", async () => {
   const sizes: number[] = [];
@@ -903,7 +800,6 @@ net.test("Peer: reads and sends that nobody awaits end no program", async () => 
   const readAll = () => {
     peer.readLine();
     peer.readExactly(-1);
-    peer.readSome();
     peer.readAll();
     peer.hasMore();
     peer[Symbol.asyncIterator]().next();
@@ -930,7 +826,8 @@ const AT_CLOSE: Record<string, [fails: string, isTold: boolean, AfterSend]> = {
   "the end was read before": ["BrokenPipe", true, nothing],
 };
 for (const [what, [name, isTold, step]] of Object.entries(AT_CLOSE)) {
-  Deno.test(`Peer: a failed send is ${isTold ? "" : "not "}told at the close (${what})`, async () => {
+  const is = isTold ? "once" : "no more";
+  Deno.test(`Peer: the close tells of a failed send ${is} (${what})`, async () => {
     const peer = over({ ...reads("said"), ...failing("write", name) });
     if (what.endsWith("before")) await peer.readAll();
     const sent = peer.send("x");
@@ -942,7 +839,7 @@ for (const [what, [name, isTold, step]] of Object.entries(AT_CLOSE)) {
   });
 }
 
-Deno.test("Peer: a reset that a read has met is not told again, for a send after it", async () => {
+Deno.test("Peer: a reset that a read has met is not told again", async () => {
   const failed = failing("read", "ConnectionReset");
   const peer = over({ ...failed, ...failing("write", "BrokenPipe") });
   await errorOf(peer.readAll());
@@ -951,7 +848,7 @@ Deno.test("Peer: a reset that a read has met is not told again, for a send after
 });
 
 for (const [method, call] of Object.entries(READS)) {
-  net.test(`Peer: after a reset that a send has met, there is no end (${method})`, async () => {
+  net.test(`Peer: after a reset that a send met, there is no end (${method})`, async () => {
     using listener = listen();
     using connection = await reset(listener, "", accept(listener));
     const peer = new Peer(connection);
@@ -1004,15 +901,15 @@ const STAYS: Record<string, (given: WithPeer) => unknown> = {
     assertEquals(await line, "one");
   },
   "renew(ms) sets another, also from then on": async ({ peer, here, pass }) => {
-    for (const milliseconds of [2_000, Infinity]) {
-      for (const renew of [() => peer.renew(milliseconds), nothing]) {
-        const line = peer.readLine();
-        renew();
-        pass(Math.min(milliseconds, 60_000));
-        await send(here, "one\n");
-        assertEquals(await line, "one");
-      }
-    }
+    const first = peer.readLine();
+    peer.renew(60_000);
+    pass(60_000);
+    await send(here, "one\n");
+    assertEquals(await first, "one");
+    const next = peer.readLine();
+    pass(60_000);
+    await send(here, "two\n");
+    assertEquals(await next, "two");
   },
   "a standstill is not counted": async ({ peer, here, pass }) => {
     const line = peer.readLine();
@@ -1064,29 +961,12 @@ for (const [what, step] of Object.entries(ENDS)) {
   });
 }
 
-Deno.test("Peer: what has failed is waited for no more", async () => {
-  using clock = fakeClock();
-  const peer = over({ ...reads("said"), ...failing("write", "BrokenPipe") });
-  await errorOf(peer.send("x"));
-  clock.pass(60_000);
-  assertEquals([clock.looks.size, await peer.readAll()], [0, "said"]);
-});
-
-net.test("Peer: what comes while the program stands still is read; its timer holds no program", async () => {
+net.test("Peer: the timer of a read holds no program", async () => {
   const held: unknown[] = [];
-  const { unrefTimer } = Deno;
-  const unref = (id: number) => (held.push(id), unrefTimer(id));
-  using _ = replace(Deno, "unrefTimer", unref);
-  using pair = await connected();
-  await using peer = new Peer(pair.there, { timeout: 150 });
-  const line = peer.readLine();
+  using _ = replace(Deno, "unrefTimer", held.push.bind(held));
+  const { peer } = await withPeer();
+  peer.readLine();
   assertEquals(held.length, 1);
-  for (const end = Date.now() + 600; Date.now() < end;);
-  await send(pair.here, "one\n");
-  assertEquals(await line, "one");
-  const began = performance.now();
-  assertEquals(nameOf(await errorOf(peer.readLine())), "TimeoutError");
-  assert(performance.now() - began > 150);
 });
 
 Deno.test("Peer: renew refuses what is no number above 0", () => {
@@ -1099,11 +979,8 @@ Deno.test("Peer: renew refuses what is no number above 0", () => {
 
 /** Reasons that one may give, among them some that can't be shown. */
 const REASONS: Record<string, unknown> = {
-  ...{ ENOUGH, undefined, null: null, "a text": "why", zero: 0 },
-  "a hostile proxy": new Proxy({}, {
-    get: () => fail(MINE),
-    getPrototypeOf: () => fail(MINE),
-  }),
+  ...{ ENOUGH, undefined, null: null, "a text": "why" },
+  "a hostile proxy": new Proxy({}, { get: () => fail(MINE) }),
 };
 for (const [name, reason] of Object.entries(REASONS)) {
   net.test(`Peer: its end rejects all with the reason, and closes (${name})`, async () => {
@@ -1126,14 +1003,14 @@ for (const [name, reason] of Object.entries(REASONS)) {
   });
 }
 
-net.test("Peer: its end is told at the close if no call was, which waits for nothing", async () => {
+net.test("Peer: its end is told at the close if no call was", async () => {
   const { peer } = await withPeer();
   peer.end(MINE);
   const closing = peer[Symbol.asyncDispose]();
   assert(await isSettled(closing) && await errorOf(closing) === MINE);
 });
 
-net.test("Peer: the option signal ends it with its reason, and is let go at each close", async () => {
+net.test("Peer: the option signal ends it, and is let go at each close", async () => {
   const { signal, abort } = controlled();
   using pair = await connected();
   const ended = new Peer(pair.here, { signal });
@@ -1150,7 +1027,7 @@ net.test("Peer: the option signal ends it with its reason, and is let go at each
 
 // Peer: its close
 
-net.test("Peer: its close sends what is queued, and drops what comes until the peer's end", async () => {
+net.test("Peer: its close sends what is queued, and drops what comes", async () => {
   const { peer, here, pass, looks } = await withPeer();
   const { signal } = peer;
   await send(here, LARGEST); // Unread at the close, it would be a reset.
@@ -1167,7 +1044,7 @@ net.test("Peer: its close sends what is queued, and drops what comes until the p
   assertEquals([looks.size, peer.buffered.length], [0, 0]);
 });
 
-net.test("Peer: its close drops for a second at most what comes from who does not end", async () => {
+net.test("Peer: its close waits for a second at most for an end", async () => {
   const { peer, here, pass } = await withPeer();
   const closing = inTime("the close", peer[Symbol.asyncDispose]());
   assertEquals(await rest(here), "");
@@ -1179,7 +1056,7 @@ net.test("Peer: its close drops for a second at most what comes from who does no
 });
 
 for (const [timeout, most] of [[1_000, 1_000], [Infinity, 10_000]] as const) {
-  Deno.test(`Peer: its close has ${most} ms to send, with a timeout of ${timeout}`, async () => {
+  Deno.test(`Peer: its close has ${most} ms to send (timeout: ${timeout})`, async () => {
     using clock = fakeClock();
     let writing = Promise.withResolvers<number>();
     const write = () => (writing = Promise.withResolvers()).promise;
@@ -1225,7 +1102,7 @@ net.test("Peer: after its close, each read rejects, and an end does nothing", as
 // onStopSignal
 
 for (const name of STOP_SIGNALS) {
-  Deno.test(`onStopSignal: it calls back once; 100 ms later a signal is the system's (${name})`, async () => {
+  Deno.test(`onStopSignal: once; in 100 ms the next is the system's (${name})`, async () => {
     using signals = stopSignals();
     let calls = 0;
     using _ = onStopSignal(() => calls++);
@@ -1237,16 +1114,12 @@ for (const name of STOP_SIGNALS) {
   });
 }
 
-Deno.test("onStopSignal: disposing of it, also within the call back, leaves nothing", () => {
+Deno.test("onStopSignal: disposing of it, within the call back, leaves nothing", () => {
   using signals = stopSignals();
-  for (const isWithin of [false, true]) {
-    const listening = onStopSignal(() => {
-      if (isWithin) listening[Symbol.dispose]();
-    });
-    signals.send("SIGINT");
-    for (let i = 0; i < 2; i++) listening[Symbol.dispose]();
-    assertEquals(signals.names(), []);
-  }
+  const listening = onStopSignal(() => listening[Symbol.dispose]());
+  signals.send("SIGINT");
+  listening[Symbol.dispose]();
+  assertEquals(signals.names(), []);
 });
 
 Deno.test("onStopSignal: on Windows there is no SIGTERM to listen for", () => {
@@ -1263,54 +1136,38 @@ const USUAL =
   "NetworkUnreachable ENETUNREACH EHOSTUNREACH UnexpectedEof " +
   "TimeoutError AbortError";
 for (const name of USUAL.split(" ")) {
-  Deno.test(`showError: what may happen on any connection is one line (${name})`, async () => {
+  Deno.test(`showError: what may happen anywhere is one line (${name})`, async () => {
     const error = errorNamed(name);
     const remoteAddr = { ...address(7), hostname: "::1" };
     assertEquals(await linesOf(error, { remoteAddr }), [`[::1]:7 ${error}`]);
   });
 }
 
-Deno.test("showError: a client over a Unix socket is shown by the server's path", async () => {
-  const localAddr = { transport: "unix", path: "/run/s" };
-  const unix = { localAddr, remoteAddr: { transport: "unix", path: null } };
-  assertEquals(await linesOf("an error", unix), ["/run/s an error"]);
-});
-
+const FORGED = "my \x1b\n127.0.0.1:5 Error: y\r\n127.0.0.1:6 Error: z";
 const MISTAKES = [
-  Object.assign(new TypeError("my \x1b"), { code: 7 }),
-  new DOMException("my \x1b", "InvalidCharacterError"), // of `atob`
-  Object.assign(new Deno.errors.NotFound("my \x1b"), { code: "ENOENT" }),
+  Object.assign(new TypeError(FORGED), { code: 7 }),
+  new DOMException(FORGED, "InvalidCharacterError"), // of `atob`
+  Object.assign(new Deno.errors.NotFound(FORGED), { code: "ENOENT" }),
+  new InvalidData(FORGED), // which has no stack, as it may happen anywhere
 ];
 for (const error of MISTAKES) {
-  Deno.test(`showError: all else comes with its stack (${error.name})`, async () => {
-    const [line, next] = await linesOf(error);
-    assert(line?.startsWith(`127.0.0.1:7 ${error.name}: my \\u001b`), line);
-    assert(/^ +at /.test(next!), next);
+  Deno.test(`showError: all else has its stack, and forges no line (${error.name})`, async () => {
+    const [line, ...others] = await linesOf(error);
+    assertEquals(line, `127.0.0.1:7 ${error.name}: my \\u001b`);
+    assert(others.every((line) => /^ +\S[^\r]*$/.test(line)), `${others}`);
+    const hasStack = others.some((line) => /^ +at /.test(line));
+    assertEquals(hasStack, error.name !== "InvalidData");
   });
 }
 
-for (const by of ["end", "the signal"]) {
-  Deno.test(`showError: it is onError's default; a given reason is one line (${by})`, async () => {
-    using stderr = capture("stderr");
-    const { signal, abort } = controlled();
-    const handler = (client: Peer) =>
-      by === "end" ? client.end(ENOUGH) : abort(ENOUGH);
-    const options = { signal, handler, onError: undefined };
-    await using running = start(options, [fake()]);
-    await running.accepted.next();
-    await running.shutdown();
-    assertEquals(stderr.all, ["127.0.0.1:7 Error: enough"]);
-  });
-}
-
-const FORGED = "bad request: x\n127.0.0.1:5 Error: y\r\n127.0.0.1:6 Error: z";
-for (const error of [new Error(FORGED), new InvalidData(FORGED), FORGED]) {
-  Deno.test(`showError: a message can't forge a line (${error.constructor.name})`, async () => {
-    const [first, ...others] = await linesOf(error);
-    assert(first!.startsWith("127.0.0.1:7 "), first);
-    assert(others.every((line) => /^ +\S[^\r]*$/.test(line)));
-  });
-}
+Deno.test("showError: it is onError's default; a given reason is one line", async () => {
+  using stderr = capture("stderr");
+  const handler = (client: Peer) => client.end(ENOUGH);
+  await using running = start({ handler, onError: undefined }, [fake()]);
+  await running.accepted.next();
+  await running.shutdown();
+  assertEquals(stderr.all, ["127.0.0.1:7 Error: enough"]);
+});
 
 const throwing = (object: object, key: PropertyKey) =>
   Object.defineProperty(object, key, { get: () => fail(new Error("odd")) });
@@ -1320,28 +1177,16 @@ revoked.revoke();
 const ODD: Record<string, unknown> = {
   "inspection": throwing({}, Symbol.for("Deno.customInspect")),
   "message": throwing(errorNamed("BrokenPipe"), "message"),
-  "name": throwing(new Error(), "name"),
   "code": throwing(new Error(), "code"),
-  "code as a text": Object.assign(new Error(), { code: Object.create(null) }),
   "proxy": revoked.proxy,
 };
 for (const [name, error] of Object.entries(ODD)) {
-  Deno.test(`showError: an error whose ${name} can't be looked at ends nothing`, async () => {
-    using stderr = capture("stderr");
-    const handler = (client: Peer) => {
-      if (running.accepted.all.length === 2) client.end(ENOUGH);
-      fail(error);
-    };
-    const options = { maxClients: 1, handler, onError: undefined };
-    await using running = start(options, [fake(reads()), fake(reads())]);
-    await until("both are served", () => running.accepted.all.length === 2);
-    await running.shutdown();
-    await turn();
-    assert(stderr.all.length >= 2, "something is said of each");
+  Deno.test(`showError: an error whose ${name} throws ends nothing`, async () => {
+    assert((await linesOf(error)).length > 0);
   });
 }
 
-Deno.test("showError: where nobody reads, 1,000 errors wait, and further ones are lost", async () => {
+Deno.test("showError: where nobody reads, 1,000 errors wait", async () => {
   using stderr = capture("stderr");
   const reader = Promise.withResolvers<void>();
   stderr.gate = reader.promise;
@@ -1349,8 +1194,7 @@ Deno.test("showError: where nobody reads, 1,000 errors wait, and further ones ar
   for (let i = 0; i < 1_500; i++) showError("an error", client);
   reader.resolve();
   await turn();
-  const { length } = stderr.all;
-  assert(length > 900 && length <= 1_000, `${length} waited`);
+  assertEquals(stderr.all.length, 1_000);
   showError("a later one", client);
   await turn();
   assertEquals(stderr.all.at(-1), "127.0.0.1:7 a later one");
@@ -1362,7 +1206,6 @@ const LOST = { ...reads(), ...failing("write", "EPIPE") };
 /** A client, what is printed of it, and the exit code with `--once`. */
 const OUTCOMES: [peer: Fake, outcome: string, code: number][] = [
   [fake(reads("1\x1b\n\r\n")), "replied: 1\\u001b\\n", 0],
-  [fake(reads()), "left without a reply", 0],
   [fake(reads(LARGEST, "x")), "sent too long a reply", 1],
   [fake(), "timed out", 1],
   [fake({}, "hi\x1b\n"), "timed out; so far: hi\\u001b", 1],
@@ -1371,7 +1214,7 @@ const OUTCOMES: [peer: Fake, outcome: string, code: number][] = [
   [fake(failing("read", "mine")), "failed", 1],
 ];
 for (const [peer, outcome, code] of OUTCOMES) {
-  Deno.test(`server.ts: with --once it serves one client, of which it says: ${outcome}`, async () => {
+  Deno.test(`server.ts: with --once it says of its client: ${outcome}`, async () => {
     const other = fake();
     const line = "server.ts --once --timeout=0.05";
     await using command = run(line, [peer, other]);
@@ -1385,27 +1228,7 @@ for (const [peer, outcome, code] of OUTCOMES) {
   });
 }
 
-net.test("server.ts: a stop signal lets the clients finish, and accepts no more", async () => {
-  await using command = await startServer("--max-clients=1");
-  using peer = await dial(command);
-  using _other = await dial(command); // which finds no room
-  assertEquals(await rest(peer), GREETING);
-  const address = `127.0.0.1:${peer.localAddr.port}`;
-  await command.line(`${address} connected`);
-
-  command.signal("SIGINT");
-  await command.line("Stopping: 1 client to finish");
-  command.signal("SIGINT"); // the same: under `deno task`, it comes twice
-  await until("a signal is the system's", () => command.names().length === 0);
-  await assertRejects(() => dial(command), Error);
-  await end(peer, REPLY);
-
-  await command.line(`${address} replied: ${REPLY}`);
-  await command.line("Served 1 client");
-  await command.ends(0);
-});
-
-Deno.test("server.ts: a stop signal is the system's while Deno may ask for the permission", async () => {
+Deno.test("server.ts: while Deno may ask, a stop signal is the system's", async () => {
   const heard: string[][] = [];
   const refuses = () => fail(heard.push(command.names()) && MINE);
   await using command = run("server.ts", refuses);
@@ -1413,19 +1236,20 @@ Deno.test("server.ts: a stop signal is the system's while Deno may ask for the p
 });
 
 for (const [code, line] of ["server.ts", "server.ts --once"].entries()) {
-  Deno.test(`server.ts: a stop signal before a client comes gives ${code} (${line})`, async () => {
+  Deno.test(`server.ts: a stop signal without a client gives ${code} (${line})`, async () => {
     await using command = run(line, []);
-    await command.line("Listening on 127.0.0.1:9");
+    await command.out.next("it listens");
     command.signal("SIGTERM");
     await command.ends(code);
     assertEquals(command.names(), []);
-    await command.line("Stopping: 0 clients to finish");
-    await command.line("Served 0 clients");
+    const stopping = "Stopping: 0 clients to finish";
+    const lines = ["Listening on 127.0.0.1:9", stopping, "Served 0 clients"];
+    assertEquals(command.out.all, lines);
   });
 }
 
-for (let steps = 0; steps < 8; steps++) {
-  Deno.test(`server.ts: with --once, a late signal changes nothing (${steps} microtasks)`, async () => {
+for (const steps of [0, 3, 7]) {
+  Deno.test(`server.ts: after --once, a signal changes nothing (${steps} steps)`, async () => {
     const [one, two] = [fake(reads("one")), fake(reads("two"))];
     await using command = run("server.ts --once", [one, two]);
     const line = "127.0.0.1:7 replied: one";
@@ -1443,107 +1267,53 @@ Deno.test("server.ts: a mistake of its own is thrown, with its stack", async () 
   await assertRejects(() => command.code(), TypeError, "mine");
 });
 
-const NOBODY_READS = "error: cannot print: nobody reads the lines";
-
-Deno.test("server.ts: where nobody reads, it serves on, and 16 MiB of lines wait", async () => {
+Deno.test("server.ts: where nobody reads, 16 MiB of lines wait", async () => {
   const text = "x".repeat(65_000);
   const replies = Array.from({ length: 270 }, (_, i) => `${i} ${text}`);
   const peers = replies.map((reply) => fake(reads(reply)));
-  await using command = await stalled("server.ts", ...peers);
+  const reader = Promise.withResolvers<void>();
+  await using command = run("server.ts", peers);
+  command.out.gate = reader.promise;
   await until("all are served", () => peers.at(-1)!.events.includes("close"));
-  command.read();
+  reader.resolve();
   command.signal("SIGINT");
-  await command.ends(0, [NOBODY_READS]); // once
+  await command.ends(0, ["error: cannot print: nobody reads the lines"]); // once
   const lines = command.out.all.filter((line) => line.endsWith(text));
   assert(lines.length > 255 && lines.length < 259, `${lines.length} lines`);
   const kept = replies.slice(0, lines.length);
   assertEquals(lines, kept.map((reply) => `127.0.0.1:7 replied: ${reply}`));
 });
 
-for (const line of ["server.ts --once", "server.ts"]) {
-  for (const said of [[NOBODY_READS], []]) {
-    const where = said[0] ? "its lines" : "its lines, nor its errors";
-    Deno.test(`server.ts: where nobody reads ${where}, it ends within 8 s (${line})`, async () => {
-      using timer = timers((delay) => delay >= 1_000 ? 0 : delay);
-      await using command = await stalled(line);
-      if (!said[0]) command.err.gate = command.out.gate;
-      if (line === "server.ts") command.signal("SIGINT");
-      await command.ends(line === "server.ts" ? 0 : 1, said);
-      const waits = timer.delays.filter((delay) => delay >= 1_000);
-      assert(waits.reduce((sum, one) => sum + one) < 8_000, `${waits}`);
-      command.read();
-    });
-  }
-}
-
-Deno.test("server.ts: at its end it waits for a slow reader", async () => {
-  using timer = timers();
-  await using command = await stalled("server.ts --once");
-  await until("it waits", () => timer.delays.includes(5_000));
-  command.signal("SIGINT"); // changes nothing any more
-  command.read();
-  await command.ends(0);
-  assertEquals(command.out.all.length, 4);
-});
-
-Deno.test("server.ts: lines that can't be written are said once, and it goes on", async () => {
-  const peer = fake(reads("hi"));
-  await using command = run("server.ts", [peer]);
-  const reader = Promise.withResolvers<void>();
-  command.err.gate = reader.promise; // It waits for this, too.
-  command.out.room = 0;
-  await until("it is served", () => peer.events.includes("close"));
-  await turn();
-  command.out.room = Infinity;
-  command.signal("SIGINT");
-  assertEquals(await isSettled(command.code()), false);
-  reader.resolve();
-  await command.ends(0, ["error: cannot print: closed"]);
-  assertEquals(command.out.all.at(-1), "Served 1 client");
-});
 // exchange
 
 net.test("exchange: it reads the greeting to its end, replies, and closes", async () => {
-  using listener = listen();
-  const { port } = listener.addr;
   const events: unknown[] = [];
-  const slowly = (...event: unknown[]) =>
-    turn().then(() => events.push(...event));
-  const greeting = exchange({
-    port,
-    reply: "one\n",
-    onConnect: (server) => slowly(server.port),
-    onGreeting: slowly,
-  });
-  using peer = await accept(listener);
-  await send(peer, "\ufeffgood ");
-  await end(peer, "day");
-  assertEquals(await rest(peer), "one\n");
-  peer.close();
-  assertEquals(await inTime("the greeting", greeting), "\ufeffgood day");
-  assertEquals(events, [port, "\ufeffgood day", true]);
+  const onConnect = ({ port }: Deno.NetAddr) => events.push(port);
+  using peers = await exchanging({ reply: "one\n", onConnect });
+  await send(peers.there, "\ufeffgood ");
+  await end(peers.there, "day");
+  assertEquals(await rest(peers.there), "one\n");
+  peers.there.close();
+  assertEquals(await peers.outcome, "\ufeffgood day");
+  assertEquals(events, [peers.there.localAddr.port]);
+  assertEquals(peers.greetings, ["\ufeffgood day", true]);
 });
 
-net.test("exchange: by default with 127.0.0.1:8888, and with its reply", async () => {
-  for (const options of [undefined, {}, UNSET]) {
-    using listener = listen();
-    const { connect } = Deno;
+Deno.test("exchange: by default with 127.0.0.1:8888, and with its reply", async () => {
+  for (const options of [undefined, UNSET]) {
+    const peer = fake(reads(TEXT));
     const asked: unknown[] = [];
-    using _ = replace(Deno, "connect", (options: Deno.ConnectOptions) => {
-      asked.push(options.hostname, options.port);
-      return connect({ ...options, port: listener.addr.port });
+    using _ = replace(Deno, "connect", async (to: Deno.ConnectOptions) => {
+      asked.push(to.hostname, to.port);
+      return await peer;
     });
-    const greeting = inTime("the greeting", exchange(options));
-    using peer = await accept(listener);
-    await end(peer, TEXT);
-    assertEquals(await rest(peer), REPLY);
-    peer.close();
-    assertEquals(await greeting, TEXT);
+    assertEquals(await inTime("the greeting", exchange(options)), TEXT);
     assertEquals(asked, ["127.0.0.1", 8888]);
+    assertEquals(peer.events[0], `write ${encode(REPLY).length}`);
   }
 });
 
-net.test("exchange: a greeting counts after two seconds of silence, and no sooner", async () => {
+net.test("exchange: a greeting counts after two seconds of silence", async () => {
   using clock = fakeClock();
   using peers = await exchanging({ timeout: 60_000 });
   await clock.passed(5_000); // before the first part there is no such end
@@ -1561,35 +1331,9 @@ net.test("exchange: a greeting counts after two seconds of silence, and no soone
   assertEquals(peers.greetings, ["good day", false]);
 });
 
-net.test("exchange: what comes until the very last look of its time, or of the silence, is read", async () => {
-  for (const timeout of [2_000, 60_000]) {
-    using clock = fakeClock();
-    using peers = await exchanging({ timeout });
-    await send(peers.there, "good ");
-    await peers.nextRead();
-    await clock.passed(2_000);
-    void end(peers.there, "day"); // It arrives at once,
-    clock.pass(50); // but is read after this.
-    await until("it replies", () => peers.greetings.length > 0);
-    assertEquals(peers.greetings[0], "good day");
-  }
-});
-
-net.test("exchange: a standstill is not silence", async () => {
-  using peers = await exchanging();
-  await send(peers.there, "good ");
-  await peers.nextRead();
-  for (const over = Date.now() + 2_200; Date.now() < over;);
-  await turn();
-  await turn();
-  await end(peers.there, "day");
-  await until("it replies", () => peers.greetings.length > 0);
-  assertEquals(peers.greetings, ["good day", true]);
-});
-
 for (const isSilent of [false, true]) {
   const what = isSilent ? "it waits a second at most" : "it drops what comes";
-  net.test(`exchange: its reply is not lost to a close: to the server's end ${what}`, async () => {
+  net.test(`exchange: its reply is not lost to a close: ${what}`, async () => {
     using clock = fakeClock();
     using peers = await exchanging();
     await send(peers.there, "hello");
@@ -1606,19 +1350,6 @@ for (const isSilent of [false, true]) {
   });
 }
 
-for (const method of ["closeWrite", "read"]) {
-  Deno.test(`exchange: an error once the reply is sent is no failure (${method})`, async () => {
-    const peer = fake(reads("hello"));
-    const { write } = peer;
-    peer.write = (bytes) => {
-      Object.assign(peer, failing(method, "NotConnected"));
-      return write(bytes);
-    };
-    assertEquals(await exchangeWith(peer), "hello");
-    assertEquals(peer.events.at(-1), "close");
-  });
-}
-
 /** What a server sends before its end, and an error's type. */
 const SIZES = [
   [LARGEST, undefined],
@@ -1626,7 +1357,7 @@ const SIZES = [
   [`${LARGEST}x`, InvalidData],
 ] as const;
 for (const [text, type] of SIZES) {
-  net.test(`exchange: a greeting has 1 to 65,536 bytes; any other is not replied to (${text.length})`, async () => {
+  net.test(`exchange: a greeting has 1 to 65,536 bytes (${text.length})`, async () => {
     using peers = await exchanging();
     await end(peers.there, text);
     const replied = rest(peers.there).catch(() => ""); // It may be a reset.
@@ -1638,24 +1369,22 @@ for (const [text, type] of SIZES) {
   });
 }
 
-for (const timeout of [undefined, 10_000]) {
-  net.test(`exchange: the server has 10 s for all of it together (${timeout})`, async () => {
-    using clock = fakeClock();
-    using peers = await exchanging({ timeout });
-    for (let i = 0; i < 5; i++) {
-      await clock.passed(2_000);
-      assertEquals(await isSettled(peers.outcome), false);
-      await send(peers.there, "x"); // It is not silent,
-      await peers.nextRead();
-    }
-    await clock.passed(50); // but slow.
-    assertEquals(nameOf(await peers.outcome), "TimeoutError");
-    assertEquals(await rest(peers.there), "");
-  });
-}
+net.test("exchange: the server has 10 s for all of it together", async () => {
+  using clock = fakeClock();
+  using peers = await exchanging();
+  for (let i = 0; i < 5; i++) {
+    await clock.passed(2_000);
+    assertEquals(await isSettled(peers.outcome), false);
+    await send(peers.there, "x"); // It is not silent,
+    await peers.nextRead();
+  }
+  await clock.passed(50); // but slow.
+  assertEquals(nameOf(await peers.outcome), "TimeoutError");
+  assertEquals(await rest(peers.there), "");
+});
 
 for (const timeout of [100, Infinity]) {
-  net.test(`exchange: the time of what it calls is not the server's; Infinity is no limit (${timeout})`, async () => {
+  net.test(`exchange: the time of callbacks is not the server's (${timeout})`, async () => {
     using clock = fakeClock();
     const connected = Promise.withResolvers<void>();
     const greeted = Promise.withResolvers<void>();
@@ -1687,38 +1416,25 @@ for (const timeout of [0, -1, NaN, "5000", null]) {
 }
 
 Deno.test("exchange: an error in the greeting says what had come of it", async () => {
-  for (const text of ["", "hello"]) {
-    const given = exchangeWith(fake({}, text), { timeout: 1 });
-    assertEquals(await soFar(given), ["TimeoutError", text]);
-  }
   const { read } = cutAfter("hel", errorNamed("ConnectionReset"));
-  const given = exchangeWith(fake({ read }));
-  assertEquals(await soFar(given), ["ConnectionReset", "hel"]);
+  const error = await errorOf(exchangeWith(fake({ read }))) as Error;
+  assertEquals([nameOf(error), "soFar" in error && error.soFar], [
+    "ConnectionReset",
+    "hel",
+  ]);
 });
 
-net.test("exchange: a server that does not take the reply is given up, too", async () => {
-  using clock = fakeClock();
-  using peers = await exchanging({ reply: MORE_THAN_BUFFERS });
-  await end(peers.there, "hello");
-  await until("it replies", () => peers.greetings.length > 0);
-  await turn();
-  await clock.passed(10_050);
-  const outcome = Promise.reject(await peers.outcome);
-  assertEquals(await soFar(outcome), ["TimeoutError", undefined]);
-});
-
-Deno.test("exchange: time is up where it does not connect, or in the very turn", async () => {
+Deno.test("exchange: time is up where it connects never, or too late", async () => {
   const peer = fake(reads("hello"));
-  const signals: AbortSignal[] = [];
-  const late = ({ signal }: Deno.ConnectOptions) =>
-    once(signals[0] = signal!, "abort").then(() => peer);
-  for (const connect of [hang, late]) {
+  for (const ends of [fail, () => peer]) {
+    const connect = ({ signal }: { signal: AbortSignal }) =>
+      once(signal, "abort").then(() => ends(signal.reason));
     using _ = replace(Deno, "connect", connect);
     const told = await errorOf(exchange({ timeout: 1 }));
     assertEquals(`${told}`, "TimeoutError: time is up");
   }
   await turn();
-  assertEquals([peer.events, signals[0]!.aborted], [["close"], true]);
+  assertEquals(peer.events, ["close"]);
 });
 
 for (const name of ["onConnect", "onGreeting"]) {
@@ -1739,42 +1455,16 @@ Deno.test("exchange: a connection to itself is a refusal, and closed", async () 
 
 // client.ts, the command
 
-net.test("client.ts: it waits for a server, and prints each line as it happens", async () => {
-  using listener = listen();
-  const { port } = listener.addr;
-  const line = `client.ts -p ${port} --wait=9 --reply one\x1b\ntwo\n`;
-  await using command = run(line, [refuse, refuse, Deno.connect]);
-  using peer = await accept(listener);
-  await command.line(`Connected to 127.0.0.1:${port}`);
-  await end(peer, "good\tday\r\n");
-  await command.line("Greeting: good\\tday");
-  assertEquals(await rest(peer), "one\x1b\ntwo\n");
-  peer.close();
-  await command.line("Replied: one\\u001b\\ntwo");
-  await command.ends(0);
+Deno.test("client.ts: it prints what is said on one line each", async () => {
+  const line = "client.ts --reply one\x1b\ntwo\n";
+  const { out } = await outcomeOf(line, [fake(reads("good\tday\r\n"))]);
+  const [, ...lines] = out;
+  assertEquals(lines, ["Greeting: good\\tday", "Replied: one\\u001b\\ntwo"]);
 });
-
-for (const flag of ["", " -q"]) {
-  Deno.test(`client.ts: it replies to who greets and waits, and says so (${flag})`, async () => {
-    using clock = fakeClock();
-    const peer = fake({}, "hello");
-    await using command = run(`client.ts${flag}`, [peer]);
-    await turn();
-    await clock.passed(2_050); // of silence, and then a second for its end
-    await clock.passed(1_050);
-    assert(peer.events.includes("write 15"), `${peer.events}`);
-    if (!flag) await command.line("Connected to 127.0.0.1:7");
-    await command.line(flag ? "hello" : "Greeting: hello");
-    await command.ends(0, [
-      "note: the server did not end its greeting (it neither closed nor " +
-      "half-closed); after two seconds of silence it counts as whole",
-    ]);
-  });
-}
 
 const FINAL = [Deno.errors.NotCapable, TypeError, RangeError, URIError];
 for (const type of [ConnectionRefused, BrokenPipe, Error, ...FINAL]) {
-  Deno.test(`client.ts: where it can't connect, it tries again for --wait (${type.name})`, async () => {
+  Deno.test(`client.ts: it tries to connect for --wait (${type.name})`, async () => {
     for (const wait of [0, 0.12]) {
       const times: number[] = [];
       const fails = () => fail(times.push(performance.now()) && new type("no"));
@@ -1788,20 +1478,6 @@ for (const type of [ConnectionRefused, BrokenPipe, Error, ...FINAL]) {
   });
 }
 
-Deno.test("client.ts: each try has its whole time; once it was connected there is no other", async () => {
-  const times: number[] = [];
-  const late = (options: Deno.ConnectOptions) => {
-    const began = performance.now();
-    return hang(options).finally(() => times.push(performance.now() - began));
-  };
-  const tries = [refuse, late, late, fake(reads()), fake(reads("no"))];
-  const line = "client.ts --timeout=0.1 --wait=60";
-  const { code, err } = await outcomeOf(line, tries);
-  const said = ["error: 127.0.0.1:8888 closed without a greeting"];
-  assertEquals([code, err], [1, said]);
-  assert(times.length === 2 && Math.min(...times) >= 99, `${times}`);
-});
-
 const NO_END = "the greeting of S has not ended in time: it ends when the " +
   "server closes, half-closes, or is silent for two seconds; so far it is: ";
 const SILENT = "S sent nothing in time; it may wait for the client to speak " +
@@ -1812,16 +1488,14 @@ const DEAF = { ...reads("hi"), write: () => new Promise(nothing) };
 const COMPLAINTS: [peer: Deno.TcpConn, line: string][] = [
   [fake(), SILENT],
   [fake({}, "hello\x1b\n"), `${NO_END}hello\\u001b`],
-  [fake({}, "\n"), NO_END],
   [fake(DEAF), SLOW],
   [fake(reads()), "S closed without a greeting"],
   [fake(reads(LARGEST, "x")), "S sent a greeting longer than 65536 bytes"],
   [fake(failing("read", "ECONNRESET")), "S reset the connection"],
-  [fake(failing("read", "EHOSTUNREACH")), "S reset the connection"],
 ];
 for (const [peer, said] of COMPLAINTS) {
   Deno.test(`client.ts: what is wrong is one line, after its own: ${said}`, async () => {
-    const line = "client.ts --timeout=0.05";
+    const line = "client.ts --timeout=0.05 --wait=9"; // which is over then
     const { code, out, err } = await outcomeOf(line, [peer]);
     const lines = err.map((line) => line.replace("127.0.0.1:8888", "S"));
     assertEquals([code, lines], [1, [`error: ${said}`]]);
@@ -1840,7 +1514,7 @@ const ADDRESSES = "; ::1 and 127.0.0.1 are two addresses: --host localhost " +
   "tries both, where the system knows both";
 const ANOTHER = "; or it listens on another address: see its --host";
 const HOSTS: Record<string, string> = {
-  ...{ "127.0.0.1": ADDRESSES, "127.1.2.3": ADDRESSES, "::1": ADDRESSES },
+  ...{ "127.0.0.1": ADDRESSES, "::1": ADDRESSES },
   ...{ localhost: "", "192.0.2.1": ANOTHER, "a.example": ANOTHER },
 };
 for (const [host, hint] of Object.entries(HOSTS)) {
@@ -1850,15 +1524,6 @@ for (const [host, hint] of Object.entries(HOSTS)) {
     const said = `error: nothing listens on ${name}:8888; start the server, ` +
       `or use --wait SECONDS${hint}`;
     assertEquals(err, [said]);
-  });
-}
-
-const FIREWALL =
-  "; it may be a firewall, or on macOS the permission for the local network";
-for (const [code, hint] of [["EHOSTUNREACH", FIREWALL], ["ENETUNREACH", ""]]) {
-  Deno.test(`client.ts: where there is no route, it may be a firewall or a permission (${code})`, async () => {
-    const { err } = await outcomeOf("client.ts", () => fail(errorNamed(code!)));
-    assertEquals(err, [`error: cannot reach 127.0.0.1:8888: ${code}${hint}`]);
   });
 }
 
@@ -1878,89 +1543,48 @@ for (const [text, shown] of Object.entries(SHOWN)) {
   });
 }
 
-net.test("both: they talk to each other, with --quiet in fewer lines", async () => {
-  await using one = await startServer("--once --greeting=hello --quiet");
-  const line = `client.ts --port=${one.addr.port} --reply=hi -q`;
-  await using two = run(line); // Its stdout is that of both now.
-  await two.ends(0);
-  await one.ends(0);
-  assertEquals(two.out.all.toSorted(), ["Served 1 client", "hello"]);
-});
-
-/** Commands, and after how many lines they can't print. */
-const PRINTING: [line: string, after: number][] = [
-  ["server.ts --once", 0],
-  ["server.ts -h", 0],
-  ["client.ts -h", 0],
-  ...[0, 1, 2].map((after): [string, number] => ["client.ts", after]),
-];
-for (const [line, after] of PRINTING) {
-  Deno.test(`both: where a line can't be printed, another says so, and 1 (${line}, ${after})`, async () => {
-    const peer = fake(reads("hi"));
-    await using command = run(line, [peer]);
-    command.out.room = after;
-    await command.ends(1, ["error: cannot print: closed"]);
-    assert(line.endsWith("-h") || peer.events.at(-1) === "close");
-  });
-}
-
 const A = "[::1]:65535";
 const REFUSALS: [script: string, name: string, line: string][] = [
-  ["server.ts", "AddrInUse", `${A} is in use; choose another port with --port`],
   ["server.ts", "PermissionDenied", `on ${A}; choose a`],
   ["server.ts", "AddrNotAvailable", `${A} is not an address of this machine;`],
-  ["server.ts", "NotCapable", `listen on ${A}; run with --allow-net=${A}`],
   ["server.ts", "TimedOut", `cannot listen on ${A}: no`],
-  ["client.ts", "ConnectionRefused", `nothing listens on ${A}; start the`],
-  ["client.ts", "NotCapable", `connect to ${A}; run with --allow-net=${A}`],
   ["client.ts", "TimedOut", `cannot reach ${A}: no`],
+  ["client.ts", "EHOSTUNREACH", "firewall, or on macOS the permission for the"],
 ];
 for (const [script, name, part] of REFUSALS) {
-  Deno.test(`both: where the system refuses, a line says what to do (${script}, ${name})`, async () => {
+  Deno.test(`both: a refusal says what to do (${script}, ${name})`, async () => {
     const refuses = ({ hostname, port }: Deno.NetAddr) => {
       assertEquals([hostname, port], ["::1", 65_535]);
       return fail(errorNamed(name));
     };
     // Of a repeated flag the last one counts.
-    const line = `${script} --host=[::1] --port 1 -p 065535`;
+    const line = `${script} --timeout .5 --host=[::1] --port 1 -p 065535`;
     const { code, out, err } = await outcomeOf(line, refuses);
     assertEquals([code, out, err.length], [1, [], 1]);
     assert(err[0]!.startsWith("error: ") && err[0]!.includes(part), err[0]);
+    assertEquals(err[0]!.includes("firewall"), name === "EHOSTUNREACH");
   });
 }
 
 /** Command lines, and what is said of them. */
 const WRONG: Record<string, string> = {
-  "server.ts --nosuch": 'unexpected "--nosuch"',
-  "server.ts -- behind": 'unexpected "behind"',
-  "client.ts --once=1": 'unexpected "--once',
   "client.ts --no-host=x": 'unexpected "--no-host=x"',
-  "client.ts --no-quiet": 'unexpected "--no-quiet"',
   "client.ts --reply --quiet": "--reply needs a value: --reply=VALUE",
   "server.ts --host=": "--host needs a value: --host=VALUE",
-  "server.ts --host ": "--host needs a value: --host=VALUE",
   "client.ts --quiet=no": "--quiet takes no value",
   "client.ts --quiet false": "--quiet takes no value",
   "client.ts --q=8": "--quiet takes no value",
-  "server.ts --h=8": "--help takes no value",
-  "server.ts --once=1": "--once takes no value",
-  "client.ts -qh=x": "takes no value",
   "client.ts -qp8": "--quiet takes no value",
-  "server.ts -q0": "--quiet takes no value",
-  "server.ts --help=1": "--help takes no value",
   "server.ts --port 65536": 'a whole number from 0 to 65535, not "65536"',
   "server.ts --port 80.5": 'a whole number from 0 to 65535, not "80.5"',
   "server.ts --timeout 0": 'must be a number from 0.001 to 2147483, not "0"',
-  "server.ts --timeout 1e3": 'a number from 0.001 to 2147483, not "1e3"',
-  "client.ts --timeout 5.": 'a number from 0.001 to 2147483, not "5."',
-  "client.ts --timeout .": 'a number from 0.001 to 2147483, not "."',
   "server.ts --max-clients 0": "clients must be a whole number from 1 to 900",
   "client.ts --port 0": 'port must be a whole number from 1 to 65535, not "0"',
-  "client.ts --timeout 0": 'must be a number from 0.001 to 2147483, not "0"',
+  "client.ts --timeout .": 'a number from 0.001 to 2147483, not "."',
   "client.ts --wait=-1": 'wait must be a number from 0 to 2147483, not "-1"',
 };
 for (const [line, part] of Object.entries(WRONG)) {
-  Deno.test(`both: a wrong command line is one line that names it, and 2 (${line})`, async () => {
+  Deno.test(`both: a wrong command line is named, and gives 2 (${line})`, async () => {
     const { code, out, err } = await outcomeOf(line, () => fail(MINE));
     assertEquals([code, out, err.length], [2, [], 1]);
     assert(/^error: .*; see --help$/.test(err[0]!), err[0]);
@@ -1968,51 +1592,14 @@ for (const [line, part] of Object.entries(WRONG)) {
   });
 }
 
-const SHARED = { host: "127.0.0.1", port: 8888, timeout: 10, quiet: "off" };
-const OF_SERVER = { greeting: GREETING, "max-clients": 1024, once: "off" };
-const OF_CLIENT = { reply: REPLY, wait: 0 };
-const FLAGS = {
-  "server.ts": { ...SHARED, ...OF_SERVER, help: "off" },
-  "client.ts": { ...SHARED, ...OF_CLIENT, help: "off" },
-};
-for (const [script, flags] of Object.entries(FLAGS)) {
-  Deno.test(`both: half a second is 0.5 or .5 (${script})`, async () => {
-    for (const flag of ["--timeout .5", "--timeout=.5", "--timeout 0.5"]) {
-      const { code, err } = await outcomeOf(
-        `${script} ${flag}`,
-        () => fail(MINE),
-      );
-      assertEquals([code, err.length], [1, 1]);
-    }
-  });
-
-  Deno.test(`both: a line of a message can't pass for one of theirs (${script})`, async () => {
-    const message = "no\nerror: x\r\n127.0.0.1:5 replied: \x1b[2J";
-    const { code, err } = await outcomeOf(script, () => fail(Error(message)));
-    const [first, ...others] = err;
-    assertMatch(first!, /^error: cannot (reach|listen on) 127.0.0.1:8888: no$/);
-    const shown = ["  error: x\\r", "  127.0.0.1:5 replied: \\u001b[2J"];
-    assertEquals([code, others], [1, shown]);
-  });
-
-  Deno.test(`both: a command ends when its error is said, or can't be (${script})`, async () => {
+for (const script of ["server.ts", "client.ts"]) {
+  Deno.test(`both: it ends when its error is said, or can't be (${script})`, async () => {
     await using command = run(`${script} --nosuch`);
     const reader = Promise.withResolvers<void>();
     command.err.gate = reader.promise;
-    command.err.room = 0;
     assertEquals(await isSettled(command.code()), false);
-    reader.resolve();
+    reader.reject(new BrokenPipe("closed"));
     assertEquals(await command.code(), 2);
-  });
-
-  Deno.test(`both: the help has every flag, with its default (${script})`, async () => {
-    for (const flag of ["--help", "-h", "-qh"]) {
-      const { code, out, err } = await outcomeOf(`${script} ${flag}`);
-      assertEquals([code, err], [0, []]);
-      for (const [name, value] of Object.entries(flags)) {
-        assertMatch(out.join("\n"), RegExp(`--${name}\\b.*\\(${value}\\)`));
-      }
-    }
   });
 
   Deno.test(`both: the flags in the help are those that are taken (${script})`, async () => {
@@ -2036,40 +1623,6 @@ for (const [script, flags] of Object.entries(FLAGS)) {
   });
 }
 
-// The fakes, beside the real thing
-
-net.test("fakes: a close cuts what is pending, and later calls", async () => {
-  using pair = await connected();
-  using real = Deno.listen({ hostname: "127.0.0.1", port: 0 });
-  for (const listener of [real, listenerOf([])]) {
-    const accepting = inTime("the accept", listener.accept());
-    for (let i = 0; i < 2; i++) listener[Symbol.dispose]();
-    await assertRejects(() => accepting, BadResource);
-    const again = inTime("another accept", listener.accept());
-    await assertRejects(() => again, BadResource);
-  }
-  for (const peer of [pair.there, fake()]) {
-    peer.setNoDelay();
-    assertEquals(await peer.write(new Uint8Array(0)), 0);
-    const reading = inTime("the read", peer.read(new Uint8Array(1)));
-    for (let i = 0; i < 2; i++) peer[Symbol.dispose]();
-    await assertRejects(() => reading, Interrupted);
-    await assertRejects(() => peer.write(encode("x")), BadResource);
-    await assertRejects(() => peer.closeWrite(), BadResource);
-    assertThrows(() => peer.setNoDelay(), BadResource);
-    assertThrows(() => peer.close(), BadResource);
-  }
-});
-
-net.test("fakes: a write takes a part; an aborted connect has the signal's reason", async () => {
-  using pair = await connected();
-  const part = await pair.there.write(encode(MORE_THAN_BUFFERS));
-  assert(part > 0 && part < MORE_THAN_BUFFERS.length, `${part} bytes`);
-  const signal = AbortSignal.abort("why");
-  for (const connect of [Deno.connect, hang]) {
-    assertEquals(await errorOf(connect({ port: 1, signal })), "why");
-  }
-});
 // What the tests share
 
 type Handler = (client: Peer) => unknown;
@@ -2243,22 +1796,23 @@ function failing(method: string, name: string) {
   return { [method]: () => Promise.reject(errorNamed(name)) };
 }
 
-/** A source that gives these, one a read as far as they fit, and the end once. */
+/** A source of these, one a read as far as they fit, then of the end once. */
 function reads(...pieces: (string | Uint8Array)[]) {
   const left = pieces.map((one) => typeof one === "string" ? encode(one) : one)
     .filter(({ length }) => length > 0);
-  let isEnded = false;
+  const rooms: Uint8Array[] = []; // that it was given
+  let next = 0;
   const read = async (room: Uint8Array): Promise<number | null> => {
-    if (isEnded) throw new Error("it read after the end");
-    isEnded = left.length === 0;
-    if (isEnded) return null;
-    const taken = left[0]!.subarray(0, room.length);
+    rooms.push(room);
+    if (next > left.length) throw new Error("it read after the end");
+    const piece = left[next] ?? new Uint8Array(0);
+    const taken = piece.subarray(0, room.length);
     room.set(taken);
-    left[0] = left[0]!.subarray(taken.length);
-    if (left[0].length === 0) left.shift();
-    return await taken.length;
+    left[next] = piece.subarray(taken.length);
+    if (taken.length === piece.length) next++;
+    return await taken.length || null;
   };
-  return { read };
+  return { read, rooms };
 }
 
 /** A source that gives this, and then fails. */
@@ -2273,20 +1827,6 @@ function waysToCut(text: string) {
   const single = Array.from(bytes, (byte) => Uint8Array.of(byte));
   const cuts = single.map((_, i) => [bytes.slice(0, i), bytes.slice(i)]);
   return [single, ...cuts].map((pieces) => reads(...pieces));
-}
-
-/** A source of so many bytes, so many a read, with the rooms that it was given. */
-function bytesOf(count: number, most = Infinity) {
-  const rooms: Uint8Array[] = [];
-  const read = async (room: Uint8Array) => {
-    if (count < 0) throw new Error("it read after the end");
-    rooms.push(room);
-    const taken = Math.min(count, most, room.length);
-    count -= taken || 1;
-    room.fill(0x78, 0, taken);
-    return await taken || null;
-  };
-  return { rooms, read, left: () => count };
 }
 
 /** A listener that gives these, one by one. */
@@ -2311,11 +1851,6 @@ function errorNamed(name: string): Error {
   return Object.assign(error, /^E/.test(name) && { code: name });
 }
 
-/** Connects to nothing, until it is aborted. */
-async function hang({ signal }: Deno.ConnectOptions): Promise<never> {
-  if (!signal!.aborted) await once(signal!, "abort");
-  throw signal!.reason;
-}
 const refuse = () => Promise.reject(new ConnectionRefused("no"));
 
 const listen = () => Deno.listen({ hostname: "127.0.0.1", port: 0 });
@@ -2498,23 +2033,15 @@ async function exchanging(options: ExchangeOptions = {}) {
   };
 }
 
-/** The name of the error, and what had come. */
-async function soFar(exchanged: Promise<unknown>): Promise<unknown[]> {
-  const error = await errorOf(exchanged) as Error & { soFar?: unknown };
-  return [error.name, error.soFar];
-}
-
-/** The lines that are written, until the end of the block, and how that fails. */
+/** The lines that are written, until the end of the block. */
 function capture(name: "stdout" | "stderr") {
   const lines = new Events<string>();
   const decoder = new TextDecoder();
   let text = "";
   const sink = Object.assign(lines, {
     gate: undefined as Promise<void> | undefined, // what a write waits for
-    room: Infinity, // how many writes do not fail
     async write(bytes: Uint8Array): Promise<number> {
       await sink.gate;
-      if (sink.room-- <= 0) throw new BrokenPipe("closed");
       const all = (text + decoder.decode(bytes, { stream: true })).split("\n");
       text = all.pop()!;
       all.forEach(lines.push);
@@ -2558,16 +2085,11 @@ function run(
   const [script, ...flags] = line.split(" ");
   const end = (script === "server.ts" ? server : client).main(flags);
   end.catch(nothing); // It may fail in a test that has failed.
-  const stderr = () => `; on stderr: ${err.all.join("\n")}`;
   const code = () =>
     inTime("the command's end", end).catch((error) => {
-      error.message += stderr();
+      error.message += `; on stderr: ${err.all.join("\n")}`;
       throw error;
     });
-  const printed = async (expected: string) => {
-    const line = await out.next(expected).catch((error) => error);
-    assert(line === expected, `${line}, not ${expected}${stderr()}`);
-  };
   const ends = async (expected: number, said: string[] = []) => {
     const actual = { code: await code(), err: err.all };
     assertEquals(actual, { code: expected, err: said });
@@ -2577,7 +2099,7 @@ function run(
     await isSettled(end, 100);
     replaced.dispose();
   };
-  const own = { out, err, signal, names, code, ends, line: printed };
+  const own = { out, err, signal, names, code, ends };
   return { ...own, [Symbol.asyncDispose]: dispose };
 }
 
@@ -2586,30 +2108,6 @@ async function outcomeOf(...all: Parameters<typeof run>) {
   await using command = run(...all);
   const code = await command.code();
   return { code, out: command.out.all, err: command.err.all };
-}
-
-/** The server's command on a free port, once it listens. */
-async function startServer(flags: string) {
-  await using ends = new AsyncDisposableStack(); // where it does not listen
-  const command = ends.use(run(`server.ts --port 0 ${flags}`));
-  const line = await command.out.next("it listens");
-  const port = Number(/^Listening on 127\.0\.0\.1:(\d+)$/.exec(line)![1]);
-  ends.move();
-  return { ...command, addr: address(port) };
-}
-
-/** A command that listens, and whose lines nobody reads until `read` is called. */
-async function stalled(line: string, ...peers: Deno.TcpConn[]) {
-  await using ends = new AsyncDisposableStack(); // where it does not listen
-  const late = Promise.withResolvers<Deno.TcpConn>();
-  const reader = Promise.withResolvers<void>();
-  const command = ends.use(run(line, [late.promise, ...peers]));
-  await command.line("Listening on 127.0.0.1:9");
-  command.out.gate = reader.promise;
-  late.resolve(fake(reads("hi")));
-  await turn();
-  ends.move();
-  return { ...command, read: reader.resolve };
 }
 
 function fail(error: unknown): never {
