@@ -435,6 +435,7 @@ export class Peer<C extends Deno.Conn = Deno.TcpConn>
   #steps = 0; // that have not settled
   #parts: Uint8Array[] = []; // of the next step: in a row, they go in one write
   #queued = 0; // bytes
+  #hasLastPart = false; // The half-close comes behind it.
   #closesWrite: Promise<void> | undefined; // set by `closeWrite`
   readonly #sendTime = new Wait(this);
 
@@ -762,29 +763,44 @@ export class Peer<C extends Deno.Conn = Deno.TcpConn>
     const refusal = this.#refusal();
     if (refusal) return new Sending(refusal);
     this.#queued += bytes.length;
-    if (this.#parts.push(bytes) === 1) {
-      this.#lastStep = this.#inOrder(false);
-    }
+    if (this.#parts.push(bytes) === 1) this.#lastStep = this.#sendParts();
     return new Sending(this.#lastStep!);
   }
 
   /** Half-closes, after what was sent before: the peer reads to an end. */
   closeWrite(): Promise<void> {
     return this.#closesWrite ??= new Sending(
-      this.#refusal() ??
-        (this.#lastStep = this.#inOrder(true)),
+      this.#refusal() ?? this.#closeAfterParts(),
     );
   }
 
-  /** Never rejects: gives why it failed. Then what comes behind it fails, too. */
-  async #inOrder(isLast: boolean): Promise<Failed | undefined> {
+  #closeAfterParts(): Promise<Failed | undefined> {
+    this.#hasLastPart = true;
+    if (this.#steps === 0) this.#lastStep = this.#sendParts();
+    return this.#lastStep!;
+  }
+
+  /**
+   * Sends the parts that have come until those before are sent. Never rejects: gives
+   * why it failed. Then what comes behind it fails, too.
+   */
+  async #sendParts(): Promise<Failed | undefined> {
     this.#steps++;
     if (this.#lastStep) await this.#lastStep;
     this.#sendTime.start(this.#timeout);
+    let rest = this.#parts.length === 1 ? this.#parts[0]! : joined(this.#parts);
+    this.#parts = [];
     try {
-      if (this.#failure) this.#parts = [];
-      else if (isLast) await this.connection.closeWrite();
-      else await this.#sendParts();
+      while (rest.length > 0 && !this.#failure) { // One write may take only a part.
+        const count = await this.connection.write(
+          isTcp(this.connection) ? rest : rest.subarray(0, TLS_RECORD),
+        );
+        rest = rest.subarray(count);
+        this.#queued -= count;
+        this.#sendTime.restart(this.#timeout);
+      }
+      const isLast = this.#hasLastPart && this.#parts.length === 0;
+      if (isLast && !this.#failure) await this.connection.closeWrite();
     } catch (error) {
       // After an early end, it is there, with its reason.
       this.#failure ??= { error, isTold: false };
@@ -792,19 +808,6 @@ export class Peer<C extends Deno.Conn = Deno.TcpConn>
     this.#sendTime.stop();
     if (--this.#steps === 0) this.#lastStep = undefined;
     return this.#failure;
-  }
-
-  async #sendParts(): Promise<void> {
-    let rest = this.#parts.length === 1 ? this.#parts[0]! : joined(this.#parts);
-    this.#parts = [];
-    while (rest.length > 0) { // One write may take only a part.
-      const count = await this.connection.write(
-        isTcp(this.connection) ? rest : rest.subarray(0, TLS_RECORD),
-      );
-      rest = rest.subarray(count);
-      this.#queued -= count;
-      this.#sendTime.restart(this.#timeout);
-    }
   }
 
   /** Why no more can be sent. */
@@ -1191,16 +1194,16 @@ async function run(flags: Flags, out: LineWriter): Promise<number> {
   const quiet = flags.isOn("quiet");
   let code = once ? 1 : 0; // with `--once`, 0 when its client has replied or left
   let served = 0;
-  const show = ({ connection }: Peer, outcome: string) => {
-    if (!quiet) out.print(`${format(connection.remoteAddr)} ${outcome}`);
+  const show = ({ connection }: Peer, outcome: string, text = "") => {
+    if (quiet) return;
+    out.print(`${format(connection.remoteAddr)} ${outcome}${shown(text)}`);
   };
   const handler = async (client: Peer) => {
     served++;
     show(client, "connected");
     if (once) server.shutdown(); // `finished` is awaited below.
     const reply = await greet(client, greeting);
-    const outcome = reply ? `replied: ${shown(reply)}` : "left without a reply";
-    show(client, outcome);
+    show(client, reply ? "replied: " : "left without a reply", reply);
     code = 0;
   };
   const onError = (error: unknown, client: Peer) => {

@@ -1027,6 +1027,18 @@ net.test("Peer: the option signal ends it, and is let go at each close", async (
 
 // Peer: its close
 
+net.test("Peer: a send or half-close that its close refuses costs nothing", async () => {
+  const { peer, here } = await withPeer();
+  const large = "x".repeat(20_000_000);
+  peer.send(large); // more than may wait, if another came
+  const closed = peer[Symbol.asyncDispose]();
+  const refused = [peer.send("late"), peer.closeWrite()].map(errorOf);
+  assert(await rest(here) === large); // and its end, though `here` stays
+  for (const error of refused) assertEquals(nameOf(await error), "BadResource");
+  here.close();
+  await inTime("the close", closed);
+});
+
 net.test("Peer: its close sends what is queued, and drops what comes", async () => {
   const { peer, here, pass, looks } = await withPeer();
   const { signal } = peer;
