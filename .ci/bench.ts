@@ -6,14 +6,13 @@ import { Peer, serve } from "../server.ts";
 const GREETING = new TextEncoder().encode("你好,客戶端,我是服務器");
 const REPLY = new TextEncoder().encode("你好服務器");
 const LINES = new TextEncoder().encode("SET key00 value0001\n".repeat(50_000));
-const ROUNDS = 3;
-const SECONDS = 1.5; // for each round of exchanges
+const ROUNDS = 3, SECONDS = 1.5; // for each, of exchanges
 const MEGABYTES = 40; // of lines
 
 /** The programs under test. Each is given a port behind these. */
 const script = new URL("../server.ts", import.meta.url).pathname;
 const deno = (...args: string[]) =>
-  [Deno.execPath(), "run", "-q", "--no-prompt", "--allow-net"].concat(args);
+  [Deno.execPath(), "run", "-q", "-A"].concat(args);
 const node = (code: string) => ["node", "-e", code];
 const hasNode = await new Deno.Command("node", { args: ["-v"] }).output()
   .then(() => true, () => false);
@@ -71,7 +70,7 @@ async function started([command, ...args]: string[]) {
     if (connection) return { program, port };
     await new Promise((resolve) => setTimeout(resolve, 25));
   }
-  throw new Error(`it does not listen: ${command} ${options.args.join(" ")}`);
+  throw new Error(`it does not listen: ${options.args}`);
 }
 
 /** CPU time of a process in ms, where the system tells it (Linux does). */
