@@ -1,5 +1,4 @@
-// `deno task bench`: how fast server.ts is, beside a bare loop in Deno and Node. They
-// run in turn, and only the ratios of the medians count.
+// `deno task bench`: server.ts beside a bare loop and Node. Only the ratios count.
 
 import { Peer, serve } from "../server.ts";
 
@@ -9,7 +8,6 @@ const LINES = new TextEncoder().encode("SET key00 value0001\n".repeat(50_000));
 const ROUNDS = 3, SECONDS = 1.5; // for each, of exchanges
 const MEGABYTES = 40; // of lines
 
-/** The programs under test. Each is given a port behind these. */
 const script = new URL("../server.ts", import.meta.url).pathname;
 const deno = (...args: string[]) =>
   [Deno.execPath(), "run", "-q", "-A"].concat(args);
