@@ -149,8 +149,8 @@ function timeOfServer(timeout: number) {
       if (--looksLeftHere > 0 && !isUp) return;
       // One turn later: after a standstill, what has come is read first.
       setTimeout(() => {
-        if (isUp) over.abort();
         late.reject(isUp ? timeIsUp : SILENCE);
+        if (isUp) over.abort(); // What connects only now is closed.
       }, 0);
     };
     return await Promise.race([promise, late.promise])

@@ -276,7 +276,9 @@ class TcpServer<L extends Deno.Listener | undefined>
     let client: Peer<ConnectionOf<L>>;
     try {
       client = new Peer(connection as ConnectionOf<L>, this.#peerOptions);
-    } catch (error) { // It has closed the connection. A client may be gone already.
+    } catch (error) {
+      // It has closed the connection. One whose client is gone already may not take
+      // an option (macOS: EINVAL).
       if (!isOneOf([...ONE_IS_LOST, "BadResource", "EINVAL"], error)) {
         report(error);
       }
@@ -577,6 +579,7 @@ export class Peer<C extends Deno.Conn = Deno.TcpConn>
     }
   }
 
+  /** A stop is not waited for alone: what is being read stays for the next read. */
   #untilStopOr(filling: Promise<void>): Promise<void> {
     return new Promise((resolve) => {
       this.#tellOfStop = resolve;
@@ -976,7 +979,7 @@ class Sending implements Promise<void> {
 /** The clock of one wait. When its time is up, the peer is ended. */
 class Wait {
   readonly #peer: Peer<Deno.Conn>;
-  #place = -1;
+  #place = -1; // among the waits, where it is one
   #lastLook = Infinity; // the one after which the time is up
 
   constructor(peer: Peer<Deno.Conn>) {
@@ -1023,7 +1026,7 @@ let looking: ReturnType<typeof setInterval> | undefined; // while there are wait
 function startLooking(): void {
   looking = setInterval(() => {
     looks++;
-    for (const wait of [...waits]) wait.look();
+    for (const wait of [...waits]) wait.look(); // A copy: it may leave.
   }, LOOK);
   Deno.unrefTimer(looking as unknown as number); // It holds no program.
 }

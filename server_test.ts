@@ -1458,6 +1458,20 @@ for (const name of ["onConnect", "onGreeting"]) {
   });
 }
 
+Deno.test("exchange: what connects in the very turn of its time's end is closed", async () => {
+  const peer = fake();
+  const { promise, resolve } = Promise.withResolvers<Deno.TcpConn>();
+  using _connect = replace(Deno, "connect", () => promise);
+  const inTurn = (fn: () => void) =>
+    setRealTimeout(() => {
+      fn();
+      resolve(peer);
+    }, 0);
+  using _timer = replace(globalThis, "setTimeout", inTurn);
+  assertEquals(nameOf(await errorOf(exchange({ timeout: 1 }))), "TimeoutError");
+  assertEquals(peer.events, ["close"]);
+});
+
 Deno.test("exchange: a connection to itself is a refusal, and closed", async () => {
   const itself = fake({ remoteAddr: address(8888) });
   const given = exchangeWith(itself, { onConnect: () => fail(MINE) });
